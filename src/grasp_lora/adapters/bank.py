@@ -1,0 +1,191 @@
+"""All trainable tensors of the merged adapters in one flat parameter, with their mask and stash.
+
+One buffer keeps the hot path short: the optimizer, the gradient mask, commits and enforcement are single operations
+over it, whatever the number of modules. The order is canonical (module name, adapter, A before B), so that flat
+indices, ties and saved files agree on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from ..config import MergeConfig, Scope
+from ..errors import AdapterError
+from .merge import Pair, check_ranks, constant, merge_pairs
+from .peft_load import AdapterFactors
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One prunable tensor: where it lies in the flat buffer and the constant `c_k` it is multiplied by."""
+
+    module: str
+    adapter: int
+    part: Literal["A", "B"]
+    shape: tuple[int, int]
+    start: int
+    constant: float
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def key(self) -> str:
+        """Name of the tensor in saved files: `<module>.<adapter index>.<A or B>`."""
+        return f"{self.module}.{self.adapter}.{self.part}"
+
+
+@dataclass(frozen=True)
+class CommitReport:
+    """What a commit did, measured on the mask: entries newly pruned and revived, share flipped, density after."""
+
+    pruned: int
+    revived: int
+    flipped: float
+    density: float
+
+
+class AdapterBank:
+    """Trainable values, mask and stash of several adapters, and the merged factors they give.
+
+    `values` is an `nn.Parameter` of shape (n,); `kept` a bool mask of shape (n,); `stash` of shape (n,) holds what
+    pruned entries were when they were pruned, and zero elsewhere.
+    """
+
+    def __init__(
+        self, adapters: Sequence[AdapterFactors], merge: MergeConfig, dtype: torch.dtype = torch.float32
+    ) -> None:
+        weights = (1.0,) * len(adapters) if merge.weights is None else merge.weights
+        if len(weights) != len(adapters):
+            raise AdapterError(
+                f"merge.weights: needs one number per adapter ({len(adapters)}), got {len(weights)}. Give as many."
+            )
+        self.merge = merge
+        self.names = tuple(adapter.name for adapter in adapters)
+        self.signs = tuple(-1.0 if weight < 0 else 1.0 for weight in weights)
+        slots: list[Slot] = []
+        pieces: list[Tensor] = []
+        start = 0
+        for module in sorted({name for adapter in adapters for name in adapter.modules}):
+            check_ranks(
+                merge.rule,
+                module,
+                [(a.name, int(a.modules[module].A.shape[0])) for a in adapters if module in a.modules],
+            )
+            for index, adapter in enumerate(adapters):
+                factor = adapter.modules.get(module)
+                if factor is None:
+                    continue
+                scaling = 1.0 if merge.scaling == "ignore" else factor.scaling
+                for part, tensor in (("A", factor.A), ("B", factor.B)):
+                    shape = (int(tensor.shape[0]), int(tensor.shape[1]))
+                    slots.append(Slot(module, index, part, shape, start, constant(weights[index], scaling)))  # type: ignore[arg-type]
+                    pieces.append(tensor.detach().reshape(-1).to(dtype))
+                    start += tensor.numel()
+        if not slots:
+            raise AdapterError("the adapters hold no LoRA tensors. Give at least one adapter with weights.")
+        self.slots = tuple(slots)
+        self.values = nn.Parameter(torch.cat(pieces))
+        self.kept = torch.ones(start, dtype=torch.bool)
+        self.stash = torch.zeros(start, dtype=dtype)
+
+    def to(self, device: torch.device | str) -> AdapterBank:
+        """Move values, mask and stash to `device`; call before an optimizer is made."""
+        self.values = nn.Parameter(self.values.detach().to(device))
+        self.kept, self.stash = self.kept.to(device), self.stash.to(device)
+        return self
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules that any adapter touches, sorted."""
+        return tuple(dict.fromkeys(slot.module for slot in self.slots))
+
+    def segments(self, scope: Scope) -> tuple[int, ...]:
+        """Return the segment sizes of a scope: one per tensor, or one for all tensors together."""
+        return tuple(slot.size for slot in self.slots) if scope == "per_tensor" else (self.values.numel(),)
+
+    def constants(self) -> Float[Tensor, " n"]:
+        """Return `c_k` of every entry, shape (n,)."""
+        per_slot = torch.tensor([s.constant for s in self.slots], dtype=self.values.dtype, device=self.values.device)
+        sizes = torch.tensor([s.size for s in self.slots], device=self.values.device)
+        return torch.repeat_interleave(per_slot, sizes, output_size=self.values.numel())
+
+    def dense(self) -> Float[Tensor, " n"]:
+        """Return the values with pruned entries at what they were when pruned, shape (n,), detached."""
+        return torch.where(self.kept, self.values.detach(), self.stash)
+
+    def split(self, flat: Float[Tensor, "*lead n"]) -> list[Tensor]:
+        """Cut (..., n) into one (..., rows, columns) tensor per slot; its backward is a single concatenation."""
+        pieces = torch.split(flat, [slot.size for slot in self.slots], dim=-1)
+        return [piece.reshape(*piece.shape[:-1], *slot.shape) for slot, piece in zip(self.slots, pieces, strict=True)]
+
+    def merged(self, flat: Float[Tensor, "*lead n"] | None = None) -> dict[str, Pair]:
+        """Return the merged factors per module, `(A (..., R, d_in), B (..., d_out, R))`, from `flat` or the values."""
+        tensors = self.split(self.values if flat is None else flat)
+        grouped: dict[str, list[tuple[Slot, Tensor]]] = {}
+        for slot, tensor in zip(self.slots, tensors, strict=True):
+            grouped.setdefault(slot.module, []).append((slot, tensor))
+        return {module: self._merge_module(parts) for module, parts in grouped.items()}
+
+    def _merge_module(self, parts: Sequence[tuple[Slot, Tensor]]) -> Pair:
+        pairs = [(parts[i][1], parts[i + 1][1]) for i in range(0, len(parts), 2)]
+        owners = [parts[i][0] for i in range(0, len(parts), 2)]
+        signs = [self.signs[slot.adapter] for slot in owners]
+        return merge_pairs(self.merge.rule, pairs, [s.constant for s in owners], signs, self.merge.strength)
+
+    @torch.no_grad()
+    def commit(self, kept: Bool[Tensor, " n"]) -> CommitReport:
+        """Prune where `kept` is False: newly pruned entries go to the stash, revived ones come back from it."""
+        gone, back = self.kept & ~kept, kept & ~self.kept
+        dense = self.dense()
+        self.stash = torch.where(kept, torch.zeros_like(dense), dense)
+        self.values.copy_(torch.where(kept, dense, torch.zeros_like(dense)))
+        self.kept = kept.clone()
+        pruned, revived = int(gone.sum()), int(back.sum())
+        return CommitReport(pruned, revived, (pruned + revived) / kept.numel(), self.density())
+
+    @torch.no_grad()
+    def enforce(self) -> None:
+        """Hold pruned entries at zero."""
+        self.values.masked_fill_(~self.kept, 0.0)  # a product would leave -0.0
+
+    def mask_gradient(self) -> None:
+        """Zero the gradient of pruned entries, so that no moment gathers noise (algorithm.md, point 7)."""
+        if self.values.grad is not None:
+            self.values.grad.masked_fill_(~self.kept, 0.0)
+
+    def density(self) -> float:
+        """Return the share of entries that the mask keeps, counted on the mask."""
+        return int(self.kept.sum()) / self.kept.numel()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return every unsummed tensor by `Slot.key`, masked, detached, on the CPU."""
+        flat = torch.where(self.kept, self.values.detach(), torch.zeros_like(self.stash)).cpu()
+        return {slot.key: t.clone() for slot, t in zip(self.slots, self.split(flat), strict=True)}
+
+    def masks(self) -> dict[str, Tensor]:
+        """Return the mask of every unsummed tensor by `Slot.key` (True: kept), on the CPU."""
+        return {slot.key: t.clone() for slot, t in zip(self.slots, self.split(self.kept.cpu()), strict=True)}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return values, mask and stash as a checkpoint keeps them."""
+        return {
+            "values": self.values.detach().clone(),
+            "kept": self.kept.clone(),
+            "stash": self.stash.clone(),
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` returned; the parameter object stays the same."""
+        self.values.copy_(state["values"])
+        self.kept = state["kept"].to(self.kept.device, torch.bool).clone()
+        self.stash = state["stash"].to(self.stash).clone()

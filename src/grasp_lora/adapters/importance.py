@@ -1,0 +1,125 @@
+"""Importance of every entry: what is pruned first (algorithm.md, section 3).
+
+Each rule gives a flat vector of the bank's length from the dense values (pruned entries at their stashed value) times
+`c_k`. Rules that need statistics say which, so that the training loop gathers them during passes that happen anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..config import Importance
+from ..errors import ModelError
+from .bank import AdapterBank
+
+# Rows of B A held at once: the product is (d_out, d_in), 64 MiB in float32 for 4096 x 4096 as a whole.
+_ROWS = 2048
+_EMA = 0.85  # AdaLoRA, arXiv 2303.10512, both averages
+
+
+@dataclass(frozen=True)
+class ImportanceRule:
+    """One rule: formula, source and the statistics it needs beside the values."""
+
+    name: Importance
+    formula: str
+    source: str
+    needs: Literal["nothing", "channel norms", "gradients"]
+
+
+RULES: dict[Importance, ImportanceRule] = {
+    "magnitude": ImportanceRule(
+        "magnitude",
+        "I = |c w| (a common factor s changes no ranking)",
+        "arXiv 2601.06702, section 3",
+        "nothing",
+    ),
+    "activation": ImportanceRule(
+        "activation", "G = sign(BA) * x; I_A = |B^T G|, I_B = |G A^T|", "arXiv 2505.24174", "channel norms"
+    ),
+    "sensitivity": ImportanceRule(
+        "sensitivity",
+        "EMA(|w g|) * EMA(||w g| - EMA(|w g|)|), both 0.85",
+        "arXiv 2303.10512, section 3.2",
+        "gradients",
+    ),
+}
+
+
+def magnitude(bank: AdapterBank) -> Float[Tensor, " n"]:
+    """Return `|c_k w|` of every entry, shape (n,).
+
+    The paper's extra factor, the mean norm of the micro-dev input embeddings, is the same for all entries and left out.
+    """
+    return (bank.dense() * bank.constants()).abs()
+
+
+def activation_pair(
+    a: Float[Tensor, "r d_in"], b: Float[Tensor, "d_out r"], x: Float[Tensor, " d_in"]
+) -> tuple[Float[Tensor, "r d_in"], Float[Tensor, "d_out r"]]:
+    """Return `(|dS/dA|, |dS/dB|)` of `S = sum_ij |(B A)_ij| x_j` in closed form (arXiv 2505.24174).
+
+    With `G = sign(B A) * x`: `dS/dA = B^T G`, `dS/dB = G A^T`. Rows of `B A` are made in blocks, so that a full
+    (d_out, d_in) product never exists.
+    """
+    grad_a, grad_b = torch.zeros_like(a), torch.empty_like(b)
+    for start in range(0, b.shape[0], _ROWS):
+        rows = b[start : start + _ROWS]
+        g = torch.sign(rows @ a) * x
+        grad_a += rows.T @ g
+        grad_b[start : start + _ROWS] = g @ a.T
+    return grad_a.abs(), grad_b.abs()
+
+
+def activation(bank: AdapterBank, norms: Mapping[str, Float[Tensor, " d_in"]]) -> Float[Tensor, " n"]:
+    """Return the activation importance of every entry, shape (n,), from channel norms `x` per module.
+
+    `B A` is adapter k's own product: with the merged product all adapters would get the same importance.
+    """
+    tensors = bank.split(bank.dense())
+    out: list[Tensor] = []
+    for index in range(0, len(bank.slots), 2):
+        slot = bank.slots[index]
+        if slot.module not in norms:
+            raise ModelError(
+                f"prune.importance: activation has nothing to go by at {slot.module}: no token passed through it. "
+                "Use --set prune.importance=magnitude or leave the module out."
+            )
+        x = norms[slot.module].to(tensors[index])
+        pair = activation_pair(slot.constant * tensors[index], slot.constant * tensors[index + 1], x)
+        out += [part.flatten() for part in pair]
+    return torch.cat(out)
+
+
+class Sensitivity:
+    """AdaLoRA's smoothed sensitivity; `observe` after every backward pass, before gradients are masked."""
+
+    def __init__(self, bank: AdapterBank) -> None:
+        self._bank = bank
+        self.mean = torch.zeros_like(bank.stash)
+        self.deviation = torch.zeros_like(bank.stash)
+        self.observed = 0
+
+    @torch.no_grad()
+    def observe(self) -> None:
+        """Feed the bank's current gradient; raises ValueError when there is none."""
+        gradient = self._bank.values.grad
+        if gradient is None:
+            raise ValueError("sensitivity needs a gradient; call it after backward")
+        product = (self._bank.dense() * gradient).abs()
+        self.mean = _EMA * self.mean + (1 - _EMA) * product
+        self.deviation = _EMA * self.deviation + (1 - _EMA) * (product - self.mean).abs()
+        self.observed += 1
+
+    def scores(self) -> Float[Tensor, " n"]:
+        """Return mean times deviation, shape (n,). `c_k` cancels: it scales w and divides the gradient."""
+        return self.mean * self.deviation
+
+
+Scorer = Callable[[], Tensor]

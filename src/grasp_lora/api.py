@@ -1,0 +1,166 @@
+"""The stages as functions on what a user of Hugging Face libraries already has.
+
+    work = setup(model, tokenizer, train=rows, dev=rows, micro_dev=rows, test=rows, config={"task": {"language": "ar"}})
+    found = search(work, ["adapters/en", "adapters/ar"])
+    final = finalize(work, ["adapters/en", "adapters/ar"], found.p_star)
+    print(evaluate(work, final))
+    export(work, final, "adapters/merged")
+
+Examples are JSON-lines, CSV or Parquet files, `datasets.Dataset` objects, or lists of dicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from transformers import PreTrainedModel
+
+from .adapters.bank import AdapterBank
+from .adapters.peft_load import AdapterFactors
+from .adapters.peft_save import save_adapter
+from .config import Config, TrainingConfig, build_config
+from .data import Example, check_leakage, check_micro_dev, examples_from_records, load_examples
+from .pipeline.accounts import score_table
+from .pipeline.adapters import ALONE, TrainedAdapter, read_adapter
+from .pipeline.adapters import train_adapter as _train_adapter
+from .pipeline.evaluation import SystemScores, evaluate_system
+from .pipeline.export import Exported, export_adapter, model_card
+from .pipeline.finalize import FinalResult
+from .pipeline.finalize import finalize as _finalize
+from .pipeline.models import demo_backbone, fingerprint, freeze
+from .pipeline.search import SearchResult
+from .pipeline.search import search as _search
+from .pipeline.stageio import StageIO
+from .pipeline.story import RunResult, grasp_factors, run_pipeline
+from .runs import Progress
+from .training.setup import Base, Setup
+
+Rows: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
+AnyAdapter: TypeAlias = str | Path | AdapterFactors | TrainedAdapter
+
+__all__ = [
+    "Config", "Exported", "FinalResult", "RunResult", "SearchResult", "Setup", "SystemScores", "TrainedAdapter",
+    "demo_backbone", "evaluate", "export", "finalize", "run", "save", "score_table", "search", "setup", "train_adapter",
+]  # fmt: skip
+
+
+def setup(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    *,
+    train: Rows,
+    micro_dev: Rows | None = None,
+    dev: Rows | None = None,
+    test: Rows | None = None,
+    source: Mapping[str, Rows] | None = None,
+    config: Config | Mapping[str, Any] | None = None,
+) -> Setup:
+    """Return what the other functions work on: a model that is already loaded, and the examples of the target language.
+
+    The model's weights are frozen (`requires_grad_(False)`); its code and modules stay untouched. `source` maps split
+    names to examples of the source language, needed only to train a source adapter here. `config` is a `Config` or
+    nested mappings of the settings that differ from the defaults. Raises `DataError` for unusable examples, a
+    micro-dev larger than `data.micro_dev_size`, and text that is in two splits; `ConfigError` for settings.
+    """
+    resolved = config if isinstance(config, Config) else build_config(config or {})
+    given = {"train": train, "dev": dev, "micro_dev": micro_dev, "test": test}
+    target = {name: _examples(rows, resolved, f"target.{name}") for name, rows in given.items() if rows is not None}
+    sources = {name: _examples(rows, resolved, f"source.{name}") for name, rows in (source or {}).items()}
+    if "micro_dev" in target:
+        check_micro_dev(target["micro_dev"], resolved.data.micro_dev_size)
+    named = {f"target.{name}": found for name, found in target.items()}
+    check_leakage(named | {f"source.{name}": found for name, found in sources.items()}, resolved.data.allow_leakage)
+    name = str(getattr(model, "name_or_path", "") or model.config.model_type)
+    name = Path(name).name if Path(name).is_absolute() else name
+    base = Base(freeze(model, resolved.model), tokenizer, name, fingerprint(str(model.name_or_path), model))
+    return Setup(resolved, base, target, sources)
+
+
+def _examples(rows: Rows, config: Config, origin: str) -> list[Example]:
+    if isinstance(rows, (str, Path)):
+        return load_examples(str(rows), config.task.name, config.data.fields)
+    return examples_from_records(rows, config.task.name, config.data.fields, origin)
+
+
+def _factors(work: Setup, adapters: Sequence[AnyAdapter]) -> list[AdapterFactors]:
+    out = []
+    for index, adapter in enumerate(adapters):
+        if isinstance(adapter, TrainedAdapter):
+            out.append(adapter.factors)
+        elif isinstance(adapter, AdapterFactors):
+            out.append(adapter)
+        else:
+            out.append(read_adapter(work, str(adapter), f"adapter{index + 1}"))
+    return out
+
+
+def train_adapter(
+    work: Setup, role: str = "target", *, start: AnyAdapter | None = None, progress: Progress | None = None
+) -> TrainedAdapter:
+    """Train a LoRA adapter on the target's (or `role="source"`: the source's) train split with `train_<role>` settings.
+
+    With `start`, that adapter is fine-tuned further, which is the sequential rival of every merge.
+    """
+    training: TrainingConfig = work.config.train_source if role == "source" else work.config.train_target
+    begin = _factors(work, [start])[0] if start is not None else None
+    return _train_adapter(work, role, training, StageIO(f"{role}_adapter", progress=progress), begin)
+
+
+def search(work: Setup, adapters: Sequence[AnyAdapter], *, progress: Progress | None = None) -> SearchResult:
+    """Learn the prune ratio of the merge of `adapters` (PEFT folders, hub ids or adapters trained here)."""
+    return _search(work, _factors(work, adapters), StageIO("search", progress=progress))
+
+
+def finalize(
+    work: Setup, adapters: Sequence[AnyAdapter], ratio: float, *, progress: Progress | None = None
+) -> FinalResult:
+    """Prune the merge of `adapters` at `ratio` (0 to 1) and fine-tune it on the target's train split."""
+    return _finalize(work, _factors(work, adapters), ratio, StageIO("finalize", progress=progress))
+
+
+def evaluate(
+    work: Setup,
+    system: FinalResult | AnyAdapter | None = None,
+    *,
+    split: str = "test",
+    progress: Progress | None = None,
+) -> SystemScores:
+    """Score a final run, a single adapter, or (None) the bare base model on a split of the target."""
+    if system is None:
+        return evaluate_system(work, "zero_shot", {}, StageIO("evaluate", progress=progress), split)
+    if isinstance(system, FinalResult):
+        factors = grasp_factors(system)
+    else:
+        bank = AdapterBank(_factors(work, [system]), ALONE).to(work.base.device)
+        factors = bank.merged(bank.dense())
+    return evaluate_system(work, "system", factors, StageIO("evaluate", progress=progress), split)
+
+
+def export(work: Setup, final: FinalResult, folder: str | Path, *, overwrite: bool = False) -> Exported:
+    """Write `folder/adapter`, a plain PEFT folder that loads anywhere, and the sparse file of the unsummed factors."""
+    card = model_card(work.base.name, {"prune ratio": f"{final.ratio:.4f}", "merge rule": work.config.merge.rule}, "")
+    return export_adapter(
+        work.base, final.bank, Path(folder), card=card, sparse=work.config.export.sparse, overwrite=overwrite
+    )
+
+
+def save(work: Setup, adapter: TrainedAdapter, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write an adapter trained here as a plain PEFT folder; its scaling is folded into B."""
+    modules = adapter.factors.modules
+    pairs = {module: (factor.A, factor.scaling * factor.B) for module, factor in modules.items()}
+    save_adapter(folder, pairs, base_model=work.base.name, overwrite=overwrite)
+    return Path(folder)
+
+
+def run(
+    config: Config | Mapping[str, Any],
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Run the whole method from a configuration, with a run folder, as `grasp-lora run` does."""
+    resolved = config if isinstance(config, Config) else build_config(config)
+    return run_pipeline(resolved, progress, resume=resume, overwrite=overwrite)

@@ -1,0 +1,191 @@
+"""What the command line prints on standard output: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ..pipeline.accounts import score_cell
+from ..pipeline.checks import Finding
+from ..pipeline.plan import Plan
+from ..pipeline.story import RunResult
+from ..runs import to_json
+
+LABELS = {
+    "zero_shot": "zero shot",
+    "source": "source adapter only",
+    "target": "target adapter only",
+    "sequential": "target fine-tuned from source",
+    "merged": "merged, not pruned",
+    "grasp": "GRASP",
+}
+
+
+def _console() -> Console:
+    # Not a terminal (a file, a pipe): wide enough that no table cell is cut.
+    wide = None if sys.stdout.isatty() else 200
+    return Console(file=sys.stdout, highlight=False, soft_wrap=wide is not None, width=wide)
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON."""
+    sys.stdout.write(to_json(value, indent=2) + "\n")
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def score_rows(scores: Mapping[str, Any]) -> Table:
+    """Return a table of systems and scores with their 95 % intervals."""
+    names = list(dict.fromkeys(row["name"] for system in scores.values() for row in system["scores"]))
+    rows = []
+    for system, found in scores.items():
+        by_name = {row["name"]: row for row in found["scores"]}
+        rows.append([LABELS.get(system, system), *(score_cell(by_name.get(name)) for name in names)])
+    return _table(["system", *names], rows)
+
+
+def show_scores(scores: Mapping[str, Any], as_json: bool) -> None:
+    """Print scores of systems."""
+    if as_json:
+        print_json(scores)
+        return
+    _console().print(score_rows(scores))
+    for row in next(iter(scores.values()))["scores"] if scores else ():
+        _console().print(f"  {row['name']}: n={row['n']}, {row['signature'] if row['available'] else row['reason']}")
+
+
+def show_result(result: RunResult, as_json: bool) -> None:
+    """Print the end of a run: scores, ratio, cost, where the adapter lies and how to load it."""
+    if as_json:
+        print_json({"folder": str(result.folder), **result.results})
+        return
+    console = _console()
+    results = result.results
+    if results["systems"]:
+        show_scores(results["systems"], False)
+    show_search(results["search"], False)
+    exported = results["export"]
+    console.print(
+        f"density {exported['density_before_summing']:.3f} of the unsummed factors, "
+        f"{exported['density_after_summing']:.3f} after summing"
+    )
+    if exported["sparse"]:
+        console.print(
+            f"adapter {exported['adapter_bytes'] / 1e3:.0f} kB; compact factors "
+            f"{exported['sparse_bytes'] / 1e3:.0f} kB ({result.folder / exported['sparse']})"
+        )
+    _show_cost(results["cost"])
+    _show_deployment(results["deployment"])
+    console.print(f"\nThe adapter lies in [bold]{result.adapter}[/]. To load it:\n")
+    console.print("    from peft import PeftModel")
+    console.print("    from transformers import AutoModelForCausalLM")
+    console.print(f"    model = AutoModelForCausalLM.from_pretrained({_base_path(result)!r})", markup=False)
+    console.print(f"    model = PeftModel.from_pretrained(model, {str(result.adapter)!r})", markup=False)
+
+
+def _base_path(result: RunResult) -> str:
+    from ..pipeline.models import DEMO, demo_backbone
+    from ..pipeline.story import saved_config
+
+    name = saved_config(result.folder).model.name_or_path or ""
+    return str(demo_backbone()) if name == DEMO else name
+
+
+def _show_cost(cost: Mapping[str, Any]) -> None:
+    rows = [
+        [
+            name,
+            str(row["optimizer_steps"]),
+            f"{row['trained_tokens']:,}",
+            f"{row['forward_tokens']:,}",
+            f"{row['token_passes']:,}",
+        ]
+        for name, row in cost.items()
+    ]
+    _console().print(_table(["cost", "steps", "tokens trained", "tokens forward", "token passes"], rows))
+
+
+def _show_deployment(figures: Mapping[str, Any] | None) -> None:
+    if figures is None:
+        return
+    energy = figures["energy_joules_per_token"]
+    shown = f"{energy:.2f} J/token" if energy is not None else f"energy unknown ({figures['energy_reason']})"
+    _console().print(
+        f"served: loaded in {figures['load_seconds']:.2f} s, first token "
+        f"{figures['first_token_seconds'] * 1e3:.0f} ms, "
+        f"{figures['tokens_per_second']:.0f} tokens/s, peak {figures['peak_memory_bytes'] / 2**20:.0f} MiB "
+        f"({figures['peak_memory_kind']}), {shown}"
+    )
+
+
+def show_search(found: Mapping[str, Any], as_json: bool) -> None:
+    """Print what the controller learned."""
+    if as_json:
+        print_json(found)
+        return
+    interval = found["interval"]
+    shown = f", 90 % interval [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else ""
+    console = _console()
+    console.print(
+        f"learned ratio [bold]{found['p_star']:.4f}[/]{shown} "
+        f"({found['rounds']} rounds, {found['evaluations']} micro-dev evaluations)"
+    )
+    if found["stop_reason"]:
+        console.print(f"search ended: {found['stop_reason']}", markup=False)
+    for diagnostic in found["diagnostics"]:
+        console.print(
+            f"{diagnostic['severity']}: {diagnostic['seen']} {diagnostic['why']} {diagnostic['advice']}",
+            markup=False,
+        )
+
+
+def show_facts(facts: Mapping[str, Any], as_json: bool) -> None:
+    """Print a stage's result, one fact a line."""
+    if as_json:
+        print_json(facts)
+        return
+    for name, value in facts.items():
+        shown = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
+        _console().print(f"{name}: {shown}", markup=False)
+
+
+def show_findings(findings: Sequence[Finding], as_json: bool) -> None:
+    """Print the findings of `validate`."""
+    if as_json:
+        rows = [{"what": f.what, "seen": f.seen, "error": str(f.error) if f.error else None} for f in findings]
+        print_json(rows)
+        return
+    for finding in findings:
+        mark = "[bold red]error[/]" if finding.error else "[green]ok[/]"
+        _console().print(f"{mark} {finding.what}: ", end="")
+        _console().print(str(finding.error) if finding.error else finding.seen, markup=False)
+
+
+def show_plan(plan: Plan, as_json: bool) -> None:
+    """Print what a run would do."""
+    if as_json:
+        print_json(dataclasses.asdict(plan))
+        return
+    rows = [[s.name, str(s.steps), f"{s.trained:,}", f"{s.forward:,}", f"{s.token_passes:,}"] for s in plan.stages]
+    console = _console()
+    console.print(_table(["stage", "optimizer steps", "examples trained", "examples forward", "token passes"], rows))
+    console.print(
+        f"base model {plan.parameters / 1e6:,.1f}M parameters, {plan.trainable:,} trainable; "
+        f"estimated peak memory {plan.memory / 2**30:.2f} GiB"
+    )
+    for warning in plan.warnings:
+        console.print(f"warning: {warning}", markup=False)

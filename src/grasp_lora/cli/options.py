@@ -1,0 +1,50 @@
+"""Options that several commands share, and how they become a configuration."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..config import Config, load_config, to_yaml
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with settings.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", "-s", help="section.key=value; may be repeated.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; results and errors only.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in run.dir stopped.")]
+GoOn = Annotated[bool, typer.Option("--resume", help="Only go on with a run that is there, never start one.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")]
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")]
+ScoredAdapter = Annotated[str | None, typer.Option(help="Score this PEFT folder alone instead of the run's systems.")]
+AnsweringAdapter = Annotated[
+    str | None, typer.Option(help="PEFT folder or hub id; without one the bare base model answers.")
+]
+Inputs = Annotated[list[str], typer.Argument(help="Files (JSONL, CSV, Parquet, SQuAD JSON) or hf:NAME[:CONFIG]:SPLIT.")]
+Sizes = Annotated[str, typer.Option(help="target, source-qa, source-summarization, or train=50,dev=50,...")]
+
+
+def out(text: str) -> None:
+    """Print a line of results on standard output."""
+    sys.stdout.write(text + "\n")
+
+
+def read_config(file: Path | None, sets: list[str] | None, base: dict[str, Any] | None = None) -> Config:
+    """Return the resolved configuration: `base`, the file, the --set pairs."""
+    return load_config(file, sets or (), base)
+
+
+def shown(config: Config, wanted: bool) -> bool:
+    """Print the resolved configuration when that is what was asked for."""
+    if wanted:
+        out(to_yaml(config).rstrip())
+    return wanted
+
+
+def command_line() -> list[str]:
+    """Return the command line for the manifest, the program by its name."""
+    return [Path(sys.argv[0]).name, *sys.argv[1:]]

@@ -1,0 +1,84 @@
+"""The whole method in one command."""
+
+from __future__ import annotations
+
+import typer
+
+from .options import (
+    AsJson,
+    ConfigFile,
+    DryRun,
+    Overwrite,
+    PrintConfig,
+    Quiet,
+    Resume,
+    Sets,
+    command_line,
+    read_config,
+    shown,
+)
+
+app = typer.Typer()
+
+
+@app.command()
+def run(
+    config: ConfigFile = None,
+    sets: Sets = None,
+    dry_run: DryRun = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    print_config: PrintConfig = False,
+) -> None:
+    """Adapters, merge, search, final run, evaluation and export in one go."""
+    from ..pipeline.plan import make_plan
+    from ..pipeline.story import run_pipeline
+    from ..runs import make_progress
+    from .console import show_plan, show_result
+
+    resolved = read_config(config, sets)
+    if shown(resolved, print_config):
+        return
+    if dry_run:
+        show_plan(make_plan(resolved), as_json)
+        return
+    result = run_pipeline(resolved, make_progress(quiet), resume=resume, overwrite=overwrite, command=command_line())
+    show_result(result, as_json)
+
+
+@app.command()
+def demo(
+    sets: Sets = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    print_config: PrintConfig = False,
+) -> None:
+    """`run` on the embedded backbone and data: the real thing on a laptop's CPU in minutes."""
+    from ..pipeline.demo import demo_config, prepare_demo_data
+    from ..pipeline.story import run_pipeline
+    from ..runs import make_progress
+    from .console import show_result
+
+    resolved = read_config(None, sets, demo_config())
+    if shown(resolved, print_config):
+        return
+    prepare_demo_data(resolved)
+    result = run_pipeline(resolved, make_progress(quiet), resume=resume, overwrite=overwrite, command=command_line())
+    show_result(result, as_json)
+
+
+@app.command()
+def validate(config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False) -> None:
+    """Check configuration, files, adapters, leakage and lengths without training."""
+    from ..pipeline.checks import validate as check
+    from .console import show_findings
+
+    findings = check(read_config(config, sets))
+    show_findings(findings, as_json)
+    errors = [finding.error for finding in findings if finding.error is not None]
+    if errors:
+        raise typer.Exit(errors[0].exit_code)

@@ -1,0 +1,38 @@
+"""Settings: what there is (`sections`) and how it is read and written (`files`)."""
+
+from .files import build_config, load_config, parse_yaml, to_dict, to_yaml
+from .sections import (
+    METRICS,
+    AdaptersConfig,
+    Config,
+    ControllerConfig,
+    DataConfig,
+    EvaluateConfig,
+    ExportConfig,
+    FinalizeConfig,
+    Importance,
+    LoraConfig,
+    MergeConfig,
+    MergeRule,
+    MetricName,
+    ModelConfig,
+    PruneConfig,
+    Ratio,
+    Rival,
+    RunConfig,
+    Scope,
+    SearchConfig,
+    Section,
+    SplitFiles,
+    TaskConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "METRICS", "AdaptersConfig", "Config", "ControllerConfig", "DataConfig", "EvaluateConfig", "ExportConfig",
+    "FinalizeConfig",
+    "Importance", "LoraConfig", "MergeConfig", "MergeRule", "MetricName", "ModelConfig", "PruneConfig",
+    "Ratio", "Rival",
+    "RunConfig", "Scope", "SearchConfig", "Section", "SplitFiles", "TaskConfig", "TrainingConfig",
+    "build_config", "load_config", "parse_yaml", "to_dict", "to_yaml",
+]  # fmt: skip

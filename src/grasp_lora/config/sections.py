@@ -1,0 +1,238 @@
+"""Every setting, once: frozen typed sections with their defaults."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+
+def _is_ratio(value: float) -> float:
+    if not 0.0 <= value <= 1.0:
+        hint = f"; did you mean {value / 100:g}?" if 1.0 < value <= 100.0 else ""
+        raise ValueError(f"a ratio must lie between 0 and 1{hint}")
+    return value
+
+
+Ratio = Annotated[float, AfterValidator(_is_ratio)]
+PositiveInt = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+MergeRule = Literal["sum_factors", "sum_deltas"]
+Importance = Literal["magnitude", "activation", "sensitivity"]
+Scope = Literal["per_tensor", "global"]
+METRICS = ("loss", "em", "f1", "rouge", "bleu", "chrf", "bertscore")
+Rival = Literal["zero_shot", "source", "target", "sequential", "merged"]
+MetricName = Literal["loss", "em", "f1", "rouge", "bleu", "chrf", "bertscore"]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class ModelConfig(Section):
+    """The frozen base model."""
+
+    name_or_path: str | None = Field(None, description="folder or hub id; the demo's own backbone when absent")
+    revision: str | None = Field(None, description="hub revision; give a commit hash to pin the weights")
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
+        "auto", description="auto: bfloat16 on a GPU, float32 on the CPU"
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
+    quantization: Literal["none", "bnb-4bit", "torchao-4bit"] = Field("none", description="4-bit frozen weights")
+    attn_implementation: str | None = Field(None, description="passed to transformers, e.g. sdpa or eager")
+    gradient_checkpointing: bool = Field(False, description="less memory for about a third more time")
+    trust_remote_code: bool = Field(False, description="run code from the model repository")
+
+
+class TaskConfig(Section):
+    """What is asked of the model, and in which words."""
+
+    name: Literal["qa", "summarization"] = "qa"
+    language: str = Field("ar", description="target language code; en, ar and zh have built-in prompts and scoring")
+    source_language: str = Field("en", description="language of the source adapter's data")
+    prompt: str | None = Field(
+        None, description="own target template; qa: {context} {question}, summarization: {article}"
+    )
+    source_prompt: str | None = Field(None, description="own template for the source data")
+    answer_prefix: str | None = Field(None, description="text in front of the answer; default ' ' (zh and ja: none)")
+    max_length: PositiveInt = Field(2200, description="prompt plus answer, in tokens; longer documents are cut")
+    max_new_tokens: PositiveInt = Field(64, description="longest generated answer, in tokens")
+
+
+class SplitFiles(Section):
+    """Files of one language (JSONL, CSV, Parquet or SQuAD-format JSON), or `hf:NAME[:CONFIG]:SPLIT`."""
+
+    train: str | None = None
+    dev: str | None = None
+    micro_dev: str | None = Field(None, description="the controller's examples; never taken from another split")
+    test: str | None = None
+
+
+class DataConfig(Section):
+    """Where the examples are and which checks they must pass."""
+
+    source: SplitFiles = SplitFiles()
+    target: SplitFiles = SplitFiles()
+    micro_dev_size: PositiveInt = Field(16, description="m: how many micro-dev examples the controller may use")
+    allow_leakage: bool = Field(False, description="go on although the same text is in two splits")
+    fields: dict[str, str] = Field(default_factory=dict, description="own column names, e.g. {article: body}")
+
+
+class LoraConfig(Section):
+    """Shape of adapters that are trained here."""
+
+    r: PositiveInt = 8
+    alpha: Positive = 32.0
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    target_modules: tuple[str, ...] | str = Field(
+        ("q_proj", "v_proj"), description="names, a regular expression, or all-linear"
+    )
+    rslora: bool = Field(False, description="scale by alpha / sqrt(r) instead of alpha / r")
+
+
+class AdaptersConfig(Section):
+    """Adapters to merge; what is absent is trained here from `data`."""
+
+    source: str | None = Field(None, description="PEFT folder or hub id")
+    target: str | None = Field(None, description="PEFT folder or hub id")
+    others: tuple[str, ...] = Field((), description="further PEFT folders or hub ids, merged after the two")
+    allow_other_base: bool = Field(False, description="accept an adapter that names another base model")
+
+
+class TrainingConfig(Section):
+    """One optimization: AdamW with a learning rate that decays once per epoch."""
+
+    epochs: PositiveInt = 10
+    lr: Positive = 1e-4
+    lr_decay: Positive = Field(1.0, description="factor on the learning rate after each epoch")
+    batch_size: PositiveInt = Field(1, description="examples in one forward pass")
+    accumulation: PositiveInt = Field(1, description="forward passes per optimizer step")
+    weight_decay: NonNegative = 0.0
+    max_grad_norm: Positive | None = Field(None, description="clip the gradient to this norm")
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.0, description="dropout in front of the adapters")
+    patience: PositiveInt | None = Field(3, description="stop after this many epochs without a better dev loss")
+    eval_batch_size: PositiveInt = Field(16, description="examples in one pass without gradients")
+
+
+class SearchConfig(TrainingConfig):
+    """The controller run: the merged adapters are trained on the target data while ratios are probed."""
+
+    lr_decay: Positive = 0.85
+    patience: PositiveInt | None = Field(
+        None, description="needs dev data when set; the controller itself never sees it"
+    )
+
+
+class FinalizeConfig(TrainingConfig):
+    """The final run at the learned ratio."""
+
+    accumulation: PositiveInt = 8
+    lr_decay: Positive = 0.85
+    mask: Literal["static", "dynamic"] = Field("static", description="dynamic: selected again after every update")
+
+
+class MergeConfig(Section):
+    """How adapters become one update of the frozen weights (algorithm.md, section 2)."""
+
+    rule: MergeRule = "sum_factors"
+    scaling: Literal["fold", "ignore"] = Field("fold", description="ignore: every s_k is 1, as in the release")
+    weights: tuple[float, ...] | None = Field(None, description="w_k: source, target, others; default all 1")
+    strength: NonNegative = Field(1.0, description="g: factor on the merged update as a whole")
+
+
+class PruneConfig(Section):
+    """Which entries are pruned first."""
+
+    importance: Importance = "magnitude"
+    scope: Scope = "per_tensor"
+
+
+class ControllerConfig(Section):
+    """The GRPO controller of the prune ratio (paper, section 3; algorithm.md, section 4)."""
+
+    preset: Literal["default", "released"] = "default"
+    p_min: Ratio | None = Field(None, description="smallest ratio; default the preset's (0; released 0.1)")
+    p_max: Ratio | None = Field(None, description="largest ratio; default the preset's (0.95; released 0.8)")
+    p_init: Ratio | None = Field(None, description="first mean; default 0.4, moved into the bounds")
+    interval: PositiveInt = Field(10, description="K: optimizer steps between rounds")
+    candidates: PositiveInt = Field(3, description="C: ratios probed in a round, beside the baseline")
+    rounds: PositiveInt | None = Field(None, description="most rounds; default as many as the steps allow")
+    policy_lr: NonNegative | None = Field(None, description="default the preset's (0.5; released 0.05)")
+    anchor: NonNegative | None = Field(None, description="beta: pull of the mean to the committed ratio; default 0.05")
+    entropy_bonus: NonNegative | None = Field(None, description="default the preset's (0.1; released 0.01)")
+    max_step: Ratio = Field(0.10, description="largest change of the committed ratio in one round")
+    seed: int | None = Field(None, description="the controller's own seed; default the run's")
+    early_stop: bool = Field(True, description="skip rounds and stop when more probes would not change the answer")
+    tolerance: NonNegative = Field(2e-4, description="nats that the next probes must promise, or probing stops")
+    plateau: NonNegative = Field(0.3, description="standard errors that a sparser ratio may look worse by")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Self:
+        low, high, start = self.p_min, self.p_max, self.p_init
+        if low is not None and high is not None and low > high:
+            raise ValueError(f"p_min must not exceed p_max, got p_min={low:g} and p_max={high:g}")
+        if start is not None and (start < (low or 0.0) or start > (1.0 if high is None else high)):
+            raise ValueError(f"p_init must lie in [p_min, p_max], got {start:g}")
+        return self
+
+
+class EvaluateConfig(Section):
+    """Scores and deployment figures."""
+
+    metrics: tuple[MetricName, ...] | None = Field(None, description="default: all that suit the task")
+    batch_size: PositiveInt = 16
+    limit: PositiveInt | None = Field(None, description="use only the first N test examples, and say so")
+    bootstrap: PositiveInt = Field(1000, description="resamples behind every interval")
+    bertscore_model: str | None = Field(None, description="encoder folder or hub id; unset: not computed")
+    rivals: tuple[Rival, ...] = Field(
+        ("zero_shot", "source", "target"),
+        description="scored beside the result; sequential and merged train one more run",
+    )
+    deployment: bool = Field(True, description="measure load time, first token, throughput and memory")
+
+
+class ExportConfig(Section):
+    """What is written beside the plain PEFT folder."""
+
+    sparse: bool = Field(True, description="bitmap-and-values file of the unsummed factors")
+    merged_model: bool = Field(False, description="also the full base model with the adapter merged in")
+
+
+class RunConfig(Section):
+    """Where a run is kept and how it reports."""
+
+    dir: str | None = Field(None, description="run folder; default runs/<task>-<language>-<seed>")
+    checkpoint_every: PositiveInt = Field(50, description="optimizer steps between checkpoints")
+
+
+class Config(Section):
+    """The whole configuration of a run."""
+
+    seed: int = 42
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = TaskConfig()
+    data: DataConfig = DataConfig()
+    lora: LoraConfig = LoraConfig()
+    adapters: AdaptersConfig = AdaptersConfig()
+    train_source: TrainingConfig = TrainingConfig(epochs=3, batch_size=8)
+    train_target: TrainingConfig = TrainingConfig(epochs=10, batch_size=8)
+    merge: MergeConfig = MergeConfig()
+    prune: PruneConfig = PruneConfig()
+    controller: ControllerConfig = ControllerConfig()
+    search: SearchConfig = SearchConfig()
+    finalize: FinalizeConfig = FinalizeConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _across_sections(self) -> Self:
+        weights = self.merge.weights
+        expected = 2 + len(self.adapters.others)
+        if weights is not None and len(weights) != expected:
+            raise ValueError(f"merge.weights needs one number per adapter ({expected}), got {len(weights)}")
+        return self

@@ -1,0 +1,19 @@
+"""Learning the prune ratio: policy, estimate of p_star, diagnostics, simulation and replay; knows no model."""
+
+from .controller import Controller, Decision, Proposal
+from .diagnostics import Diagnostic
+from .estimate import Estimate
+from .policy import PolicyState
+from .presets import PRESETS, Preset, resolve
+
+__all__ = [
+    "PRESETS",
+    "Controller",
+    "Decision",
+    "Diagnostic",
+    "Estimate",
+    "PolicyState",
+    "Preset",
+    "Proposal",
+    "resolve",
+]

@@ -1,0 +1,134 @@
+"""Presets of the controller, each registered with its formula, its source and its own defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..config import ControllerConfig
+from ..errors import ConfigError, nearest
+
+PAPER = "https://arxiv.org/abs/2601.06702"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A `ControllerConfig` with every preset-dependent default filled in; ratios are 0 to 1."""
+
+    preset: str
+    p_min: float
+    p_max: float
+    p_init: float
+    candidates: int
+    policy_lr: float
+    anchor: float
+    entropy_bonus: float
+    max_step: float
+    early_stop: bool
+    tolerance: float
+    plateau: float
+
+    @property
+    def initial_std(self) -> float:
+        """Return the spread of the first round, a sixth of the range (paper, section 3)."""
+        return (self.p_max - self.p_min) / 6
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One rule: its name, formula, source and the defaults that only it has."""
+
+    name: str
+    formula: str
+    source: str
+    p_min: float
+    p_max: float
+    p_init: float
+    policy_lr: float
+    anchor: float
+    entropy_bonus: float
+
+
+PRESETS: dict[str, Preset] = {}
+
+
+def register(preset: Preset) -> Preset:
+    """Add a preset under its name and return it; raises `ValueError` when the name is taken."""
+    if preset.name in PRESETS:
+        raise ValueError(f"preset {preset.name!r} is registered twice")
+    PRESETS[preset.name] = preset
+    return preset
+
+
+RELEASED = register(
+    Preset(
+        name="released",
+        formula="mu += lr (mean a (p - mu) / sigma^2 - beta (mu - p)); sigma += lr g_sigma + bonus; "
+        "p* = the ratio of the largest logged value",
+        source=f"{PAPER}, section 3, and the authors' released code",
+        p_min=0.10,
+        p_max=0.80,
+        p_init=0.40,
+        policy_lr=0.05,
+        anchor=0.05,
+        entropy_bonus=0.01,
+    )
+)
+DEFAULT = register(
+    Preset(
+        name="default",
+        formula="mu += lr (sigma mean a z - beta (mu - p)); log sigma += lr (mean a (z^2 - 1) / 2 + bonus_t); "
+        "p* = argmin of the fitted settled loss",
+        source=f"{PAPER}, section 3, repaired; docs/controller.md numbers every deviation",
+        p_min=0.0,
+        p_max=0.95,
+        p_init=0.40,
+        policy_lr=0.5,
+        anchor=0.05,
+        entropy_bonus=0.1,
+    )
+)
+
+
+def resolve(config: ControllerConfig) -> Settings:
+    """Fill in the preset's defaults; raises `ConfigError` for an unknown preset or contradicting bounds."""
+    preset = PRESETS.get(config.preset)
+    if preset is None:
+        raise ConfigError(
+            f"controller.preset: unknown preset '{config.preset}'.{nearest(config.preset, PRESETS)} "
+            f"Known: {', '.join(PRESETS)}. Correct it in the file given to --config or with --set."
+        )
+    low, high = _bounds(config, preset)
+    start = min(max(preset.p_init, low), high) if config.p_init is None else config.p_init
+    if not low <= start <= high:
+        raise ConfigError(
+            f"controller.p_init: must lie in [p_min, p_max] = [{low:g}, {high:g}] (got {start:g}). "
+            "Change p_init or the bounds."
+        )
+    return Settings(
+        preset=preset.name,
+        p_min=low,
+        p_max=high,
+        p_init=start,
+        candidates=config.candidates,
+        policy_lr=_own(config.policy_lr, preset.policy_lr),
+        anchor=_own(config.anchor, preset.anchor),
+        entropy_bonus=_own(config.entropy_bonus, preset.entropy_bonus),
+        max_step=config.max_step,
+        early_stop=config.early_stop and preset.name != "released",
+        tolerance=config.tolerance,
+        plateau=config.plateau,
+    )
+
+
+def _bounds(config: ControllerConfig, preset: Preset) -> tuple[float, float]:
+    low, high = _own(config.p_min, preset.p_min), _own(config.p_max, preset.p_max)
+    if low > high:
+        raise ConfigError(
+            f"controller.p_min: must not exceed p_max, and preset '{preset.name}' gives p_min={low:g} and "
+            f"p_max={high:g}. Set both bounds."
+        )
+    return low, high
+
+
+def _own(value: float | None, default: float) -> float:
+    return default if value is None else value

@@ -1,0 +1,57 @@
+"""What passes between a controller and its training loop in one round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ..errors import RunError
+from .policy import PolicyState
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The ratios to probe in one round, beside the committed mask's baseline."""
+
+    round: int
+    samples: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one round came to.
+
+    `rewards` (C,) are baseline minus candidate mean losses, in nats. `mask_ratio` is the ratio at which the mask must
+    be built now, None when it stays. `recorded_ratio` is the p that the policy keeps.
+    """
+
+    rewards: tuple[float, ...]
+    committed: bool
+    mask_ratio: float | None
+    recorded_ratio: float
+    state_before: PolicyState
+    state_after: PolicyState
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Decision:
+        """Rebuild from `dataclasses.asdict`."""
+        states = {key: PolicyState(**saved[key]) for key in ("state_before", "state_after")}
+        return cls(**{**saved, **states, "rewards": tuple(saved["rewards"])})
+
+
+def checked_losses(proposal: Proposal, baseline: ArrayLike, candidates: ArrayLike) -> tuple[Vector, Vector]:
+    """Return baseline (m,) and candidates (C, m) as arrays; raises `RunError` on a wrong shape or a loss not finite."""
+    base, trials = np.asarray(baseline, dtype=float), np.asarray(candidates, dtype=float)
+    if base.ndim != 1 or trials.shape != (len(proposal.samples), len(base)) or not len(base):
+        raise RunError(
+            f"round {proposal.round}: the baseline needs shape (m,) and the candidates ({len(proposal.samples)}, m), "
+            f"got {base.shape} and {trials.shape}. Evaluate every proposed ratio on the same examples."
+        )
+    if not (np.isfinite(base).all() and np.isfinite(trials).all()):
+        raise RunError(f"round {proposal.round}: a micro-dev loss is not finite. Lower search.lr or controller.p_max.")
+    return base, trials

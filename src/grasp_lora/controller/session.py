@@ -1,0 +1,167 @@
+"""The controller attached to a training loop: rounds of probes, commits, and the record of everything measured."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapters.bank import AdapterBank, CommitReport
+from ..adapters.masks import Ranking
+from ..config import ControllerConfig
+from ..probing import Evaluator
+from ..training import MaskSelector, commit_mask
+from .controller import Controller, Decision, Proposal
+
+Record = Callable[[dict[str, Any]], None]
+
+
+class RatioSearch:
+    """A training callback that runs the controller: it probes every `interval` steps and prunes at what it commits.
+
+    In `preset: released` the ranking of the first round is kept for ever and gradients of pruned entries are left
+    alone (algorithm.md, points 6 and 7); otherwise the ranking is made anew in each round and gradients are masked.
+    """
+
+    def __init__(
+        self,
+        bank: AdapterBank,
+        selector: MaskSelector,
+        probe: Evaluator,
+        controller: Controller,
+        config: ControllerConfig,
+        record: Record = lambda _row: None,
+    ) -> None:
+        self._bank, self._selector, self._probe = bank, selector, probe
+        self.controller, self._config, self._record = controller, config, record
+        self._released = config.preset == "released"
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._first_ranking: Ranking | None = None
+        self._recent: list[float] = []  # training losses since the last round
+        self.rounds = 0
+        self.evaluations = 0
+        self.stop_reason: str | None = None
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Remember the optimizer, whose moments a commit clears."""
+        self._optimizer = optimizer
+
+    def start(self) -> None:
+        """Probe right after the merge, if the preset does so: the landscape is deepest there."""
+        self._round(0, 0)
+
+    def after_backward(self) -> None:
+        """Feed the importance statistics and keep pruned entries out of the optimizer."""
+        self._selector.after_backward()
+        if not self._released:
+            self._bank.mask_gradient()
+
+    def after_step(self, step: int, loss: float) -> bool:
+        """Hold pruned entries at zero and, every `interval` steps, run a round; True when the answer stands."""
+        self._bank.enforce()
+        self._recent.append(loss)
+        if step % self._config.interval:
+            return False
+        self.controller.observe(train=sum(self._recent) / len(self._recent))
+        self._recent.clear()
+        self.rounds += 1
+        self._round(self.rounds, step)
+        if self._config.rounds is not None and self.rounds >= self._config.rounds:
+            self.stop_reason = f"all {self.rounds} rounds are done"
+        else:
+            self.stop_reason = self.controller.should_stop()
+        return self.stop_reason is not None
+
+    def _round(self, index: int, step: int) -> None:
+        proposal = self.controller.ask(index)
+        if proposal is None:
+            return
+        clock = time.perf_counter()
+        ranking = self._ranking()
+        ranked = time.perf_counter()
+        masks = [self._bank.kept, *(ranking.kept(p) for p in proposal.samples)]
+        losses = self._probe.candidate_losses(masks)
+        probed = time.perf_counter()
+        self.evaluations += len(masks)
+        decision = self.controller.tell(proposal, losses[0].numpy(), losses[1:].numpy())
+        if step:
+            self.controller.observe(micro=float(losses[0].mean()))
+        report = self._commit(ranking, decision)
+        times = {
+            "ranking_s": ranked - clock,
+            "probing_s": probed - ranked,
+            "commit_s": time.perf_counter() - probed,
+        }
+        self._record(_row(step, proposal, losses, decision, report, self._bank.density()) | {"time": times})
+
+    def _ranking(self) -> Ranking:
+        if not self._released:
+            return self._selector.ranking()
+        if self._first_ranking is None:
+            self._first_ranking = self._selector.ranking()
+        return self._first_ranking
+
+    def _commit(self, ranking: Ranking, decision: Decision) -> CommitReport | None:
+        if decision.mask_ratio is None:
+            return None
+        report = commit_mask(self._bank, ranking.kept(decision.mask_ratio), self._optimizer)
+        self.controller.observe(flips=report.flipped, cleared=report.pruned / self._bank.kept.numel())
+        return report
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what goes on to the bit after `load_state`."""
+        tensors, selector = self._selector.state()
+        if self._first_ranking is not None:
+            tensors = tensors | {"ranks": self._first_ranking.ranks}
+        plain = {
+            "selector": selector,
+            "controller": self.controller.state_dict(),
+            "rounds": self.rounds,
+            "evaluations": self.evaluations,
+            "probe_tokens": self._probe.token_passes,
+            "stop_reason": self.stop_reason,
+            "recent": list(self._recent),
+            "sizes": list(self._first_ranking.sizes) if self._first_ranking else None,
+        }
+        return tensors, plain
+
+    def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+        """Put back what `state` returned."""
+        self._selector.load_state(tensors, plain["selector"])
+        self.controller.load_state_dict(plain["controller"])
+        self.rounds, self.evaluations = int(plain["rounds"]), int(plain["evaluations"])
+        self._probe.token_passes, self.stop_reason = int(plain["probe_tokens"]), plain["stop_reason"]
+        self._recent = [float(loss) for loss in plain["recent"]]
+        if plain["sizes"] is not None:
+            self._first_ranking = Ranking(tensors["ranks"].to(self._bank.values.device), tuple(plain["sizes"]))
+
+
+def _row(
+    step: int,
+    proposal: Proposal,
+    losses: Tensor,
+    decision: Decision,
+    report: CommitReport | None,
+    density: float,
+) -> dict[str, Any]:
+    """Return one line of the history: what was asked, measured per example, decided and found on the tensors."""
+    before, after = decision.state_before, decision.state_after
+    return {
+        "round": proposal.round,
+        "step": step,
+        "before": {"mean": before.mean, "std": before.std, "p": before.p},
+        "samples": list(proposal.samples),
+        "baseline": losses[0].tolist(),
+        "candidates": losses[1:].tolist(),
+        "rewards": list(decision.rewards),
+        "committed": decision.committed,
+        "mask_ratio": decision.mask_ratio,
+        "after": {"mean": after.mean, "std": after.std, "p": after.p},
+        "density": density,
+        "pruned": report.pruned if report else 0,
+        "revived": report.revived if report else 0,
+        "flipped": report.flipped if report else 0.0,
+    }

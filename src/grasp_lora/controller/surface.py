@@ -1,0 +1,279 @@
+"""The regression behind p_star: a settling loss curve over the ratio, its evidence and its posterior.
+
+Model of the mean loss, in units of its noise, of an evaluation in round t at ratio p:
+
+    y = c + d t + u_t + (rho + (1 - rho) e) h(p) + (1 - e) r(p) + c' e + noise,      e = exp(-t / tau)
+
+h is the curve right after the merge and rho h + r the settled one: training shrinks the curve to a share rho of itself
+and reshapes it by r. u_t is what a whole round shares, so that baseline and candidates of a round are compared with
+each other. h and r are Gaussian processes with a squared-exponential kernel in a truncated eigenbasis (Rasmussen and
+Williams, Gaussian Processes for Machine Learning, sections 2.2, 4.3 and 8.1; a loss that decays while training goes on
+is modelled the same way by Swersky, Snoek and Adams, arXiv 1406.3896). Length, amplitudes, rho, tau and the size of u
+are averaged over a grid by their evidence (section 5.2).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .history import Evaluations
+
+Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+
+GRID = 191
+BASIS = 12
+LENGTHS = (0.12, 0.2, 0.35)
+"""Length scales, as ratios."""
+TAUS = (3.5, 5.5, 8.5, 13.0, 20.0, 40.0)
+"""Settling times, in rounds; beside them, no settling at all."""
+SHARES = (0.05, 0.15, 0.4)
+RESHAPES = (0.015, 0.06)
+"""Amplitude of r relative to that of h."""
+ROUND_EFFECTS = (0.02, 20.0)
+"""Variance of u_t relative to the noise's: almost none, or (at least this, and as much as the losses range over) so
+large that only differences within a round count."""
+AMPLITUDES = 3
+MISFIT = 0.08
+"""Doubt about the model far above a round's best loss, as a share of the excess."""
+KEEP = 0.04
+MOST = 20
+"""Choices are averaged from the likeliest down to this share of its weight, and no more than this many."""
+WIDE = 1e3
+UNTHREADED = 200_000
+
+
+@lru_cache(maxsize=64)
+def basis(low: float, high: float, length: float) -> tuple[Vector, Matrix]:
+    """Return the grid (G,) over the bounds and J features on it (G, J) of a unit squared-exponential kernel."""
+    grid = np.linspace(low, high, GRID)
+    kernel = np.exp(-0.5 * ((grid[:, None] - grid[None, :]) / length) ** 2)
+    values, vectors = np.linalg.eigh(kernel)
+    keep = np.argsort(values)[::-1][:BASIS]
+    return grid, vectors[:, keep] * np.sqrt(np.maximum(values[keep], 0.0))
+
+
+def product(left: Matrix, right: Matrix) -> Matrix:
+    """Return left (a, b) @ right (b, c) in slices too small for a threaded BLAS.
+
+    Threads cost several times what they win on matrices of this size, most of all where cores are shared, and the sums
+    are the same whatever their number.
+    """
+    rows = max(1, UNTHREADED // (left.shape[1] * right.shape[1]))
+    return np.concatenate([left[k : k + rows] @ right for k in range(0, len(left), rows)])
+
+
+def interpolate(x: Vector, grid: Vector, features: Matrix) -> Matrix:
+    """Return the features (G, J) at ratios x (n,), linear between grid points and constant outside; (n, J)."""
+    step = grid[1] - grid[0]
+    place = np.clip((x - grid[0]) / step, 0, len(grid) - 1 - 1e-9) if step > 0 else np.zeros_like(x)
+    left = place.astype(int)
+    part = (place - left)[:, None]
+    return np.asarray((1 - part) * features[left] + part * features[left + 1])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Losses Y (n, m) in units of the noise, less each example's mean; weights (n,), rounds as member (T, n).
+
+    `spread` is the largest range of the mean loss within one round, free of drift, `reach` its whole range.
+    """
+
+    Y: Matrix
+    weights: Vector
+    member: Matrix
+    rounds: Vector
+    ratios: Vector
+    spread: float
+    reach: float
+    bounds: tuple[float, float]
+
+    @property
+    def horizon(self) -> float:
+        """Return the last round, the unit of the drift."""
+        return max(float(self.rounds.max()), 1.0)
+
+
+def pose(data: Evaluations, noise: float, bounds: tuple[float, float]) -> Problem:
+    """Scale the losses by the noise (> 0, nats) and trust evaluations far above their round's best less."""
+    mean = data.losses.mean(axis=1)
+    member = (np.unique(data.rounds)[:, None] == data.rounds[None, :]).astype(float)
+    floor = np.array([mean[row > 0].min() for row in member])
+    spread = max(float(np.ptp(mean[row > 0])) for row in member) / noise
+    excess = np.maximum(mean - member.T @ floor - 2 * noise, 0.0)
+    weights = 1 / (1 + (MISFIT * excess / noise) ** 2)
+    Y = data.losses / noise
+    reach = float(np.ptp(mean)) / noise
+    return Problem(Y - Y.mean(axis=0), weights, member, data.rounds, data.ratios, spread, reach, bounds)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The posterior under one choice of hyperparameters.
+
+    `features` (G, J); the D weights have prior deviations `scale` (D,), `root` (D, D) is the Cholesky factor of
+    scale X' V^-1 X scale + I, and `right` (D, m) is X' V^-1 Y.
+    """
+
+    features: Matrix
+    scale: Vector
+    root: Matrix
+    right: Matrix
+    tau: float | None
+    share: float
+
+    @property
+    def settled_map(self) -> Matrix:
+        """Return the map (G, D) from unscaled weights to the settled curve rho h + r."""
+        J = self.features.shape[1]
+        out = np.zeros((len(self.features), len(self.scale)))
+        out[:, 2 : 2 + J] = self.features * (self.share * self.scale[2 : 2 + J])
+        if self.tau is not None:
+            out[:, 3 + J :] = self.features * self.scale[3 + J :]
+        return out
+
+    def whitened_map(self) -> Matrix:
+        """Return L^-1 M' (D, G): its Gram is the posterior covariance of the settled curve."""
+        return np.asarray(np.linalg.solve(self.root, self.settled_map.T))
+
+    def fade(self, round_index: float) -> float:
+        """Return the share of h that a round still shows beyond the settled curve."""
+        return 0.0 if self.tau is None else (1 - self.share) * float(np.exp(-round_index / self.tau))
+
+    def rows(self, problem: Problem, ratios: Vector, rounds: Vector | float) -> Matrix:
+        """Return scaled design rows (k, D) of probes at k ratios, in one round or in k."""
+        grid = np.linspace(*problem.bounds, len(self.features))
+        phi = interpolate(ratios, grid, self.features)
+        t = np.broadcast_to(np.asarray(rounds, float), ratios.shape)[:, None]
+        blocks = [np.ones_like(t), t / problem.horizon - 0.5, phi]
+        if self.tau is not None:
+            e = np.exp(-t / self.tau)
+            blocks = [*blocks[:2], (self.share + (1 - self.share) * e) * phi, e, (1 - e) * phi]
+        return np.asarray(np.concatenate(blocks, axis=1) * self.scale)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Choices with one shape of design: log evidence (H,), scales (H, D), roots (H, D, D), rights (K, D, m)."""
+
+    features: Matrix
+    evidence: Vector
+    scales: Matrix
+    roots: Matrix
+    rights: Matrix
+    kinds: Sequence[tuple[float | None, float]]
+
+    def choice(self, row: int) -> Choice:
+        kind = row // (len(self.evidence) // len(self.kinds))
+        return Choice(self.features, self.scales[row], self.roots[row], self.rights[kind], *self.kinds[kind])
+
+
+def supported(problem: Problem) -> tuple[list[Choice], Vector]:
+    """Return the choices that the evidence supports, with their normalised weights."""
+    several = len(problem.member) > 1
+    effects = (ROUND_EFFECTS[0], max(ROUND_EFFECTS[1], problem.reach**2))
+    pairs = itertools.product(LENGTHS, effects if several else effects[:1])
+    batches = [b for length, effect in pairs for b in _batches(problem, length, effect, TAUS if several else ())]
+    evidence = np.concatenate([b.evidence for b in batches])
+    weight = np.exp(evidence - evidence.max())
+    starts = np.cumsum([0, *(len(b.evidence) for b in batches)])
+    order = np.argsort(-weight, kind="stable")[:MOST]
+    keep = order[weight[order] > KEEP]
+    owners = np.searchsorted(starts, keep, side="right") - 1
+    choices = [batches[o].choice(int(k - starts[o])) for k, o in zip(keep, owners, strict=True)]
+    return choices, weight[keep] / weight[keep].sum()
+
+
+def _batches(problem: Problem, length: float, effect: float, taus: tuple[float, ...]) -> list[_Batch]:
+    grid, features = basis(*problem.bounds, length)
+    phi = interpolate(problem.ratios, grid, features)
+    J = phi.shape[1]
+    drift = problem.rounds[:, None] / problem.horizon - 0.5
+    fades = [np.exp(-problem.rounds / tau)[:, None] for tau in taus]
+    columns = np.concatenate([np.ones_like(drift), drift, phi, *[c for f in fades for c in (f, f * phi)]], axis=1)
+    full = np.concatenate([columns, problem.Y], axis=1)
+    gram = _weighted(problem, full, effect)
+    D = columns.shape[1]
+    # What the evidence of every choice in here shares: y' V^-1 y of the mean loss and half of log |V|.
+    y_size = float(gram[D:, D:].mean())
+    shared = -0.5 * y_size - 0.5 * float(np.log1p(effect * (problem.member @ problem.weights)).sum())
+    tops = _amplitudes(problem.spread)
+    wide = WIDE * max(problem.reach, 1.0)
+    plain = gram[None, : 2 + J]
+    still = _solve(plain[:, :, : 2 + J], plain[:, :, D:], _scales(tops, None, wide, J))
+    out = [_Batch(features, still[0] + shared, *still[1:], [(None, 1.0)])]
+    if taus:
+        # Per tau the columns 1, drift, phi, e, e phi; then every share mixes them in its own way.
+        own = np.stack(
+            [[*range(2 + J), *range(2 + J + k * (J + 1), 3 + 2 * J + k * (J + 1))] for k in range(len(taus))]
+        )
+        maps = _mixing(J)
+        XtX = np.swapaxes(maps, 1, 2) @ gram[own[:, :, None], own[:, None, :]][:, None] @ maps
+        XtY = np.swapaxes(maps, 1, 2) @ gram[own, D:][:, None]
+        kinds = list(itertools.product(taus, SHARES))
+        XtX, XtY = (m.reshape(len(kinds), *m.shape[2:]) for m in (XtX, XtY))
+        solved = _solve(XtX, XtY, _scales(tops, RESHAPES, wide, J))
+        out.append(_Batch(features, solved[0] + shared, *solved[1:], kinds))
+    return out
+
+
+def _weighted(problem: Problem, rows: Matrix, effect: float) -> Matrix:
+    """Return rows' V^-1 rows for V = W^-1 + effect 1 1' within each round (Woodbury)."""
+    inner = problem.member * problem.weights
+    shrink = effect / (1 + effect * inner.sum(axis=1))
+    sums = inner @ rows
+    return product((rows * problem.weights[:, None]).T, rows) - product((sums * shrink[:, None]).T, sums)
+
+
+@lru_cache(maxsize=4)
+def _mixing(J: int) -> Matrix:
+    """Return (S, 3 + 2J, 3 + 2J): 1, drift, phi, e, e phi to 1, drift, (rho + (1 - rho) e) phi, e, (1 - e) phi."""
+    out = np.zeros((len(SHARES), 3 + 2 * J, 3 + 2 * J))
+    eye = np.eye(J)
+    for row, share in enumerate(SHARES):
+        out[row, :2, :2] = np.eye(2)
+        out[row, 2 : 2 + J, 2 : 2 + J] = share * eye
+        out[row, 3 + J :, 2 : 2 + J] = (1 - share) * eye
+        out[row, 2 + J, 2 + J] = 1.0
+        out[row, 2 : 2 + J, 3 + J :] = eye
+        out[row, 3 + J :, 3 + J :] = -eye
+    return out
+
+
+def _amplitudes(spread: float) -> Vector:
+    """Return prior deviations of h, in units of the noise: from the noise to one and a half times what was seen."""
+    top = max(1.5 * spread, 4.0)
+    return np.geomspace(max(1.0, top / 300), top, AMPLITUDES)
+
+
+def _scales(tops: Vector, reshapes: tuple[float, ...] | None, wide: float, J: int) -> Matrix:
+    """Return prior deviations (S, D) of every weight; r is never held below a third of the noise."""
+    if reshapes is None:
+        return np.stack([np.concatenate([[wide, wide], np.full(J, a)]) for a in tops])
+    rows = [
+        np.concatenate([[wide, wide], np.full(J, a), [wide], np.full(J, max(part * a, 0.3))])
+        for a, part in itertools.product(tops, reshapes)
+    ]
+    return np.stack(rows)
+
+
+def _solve(XtX: Matrix, XtY: Matrix, scales: Matrix) -> tuple[Vector, Matrix, Matrix, Matrix]:
+    """Factor every design (K, D, D) at every scale (S, D); returns evidence (K S,), scales, roots, rights (K, D, m)."""
+    K, D = XtX.shape[:2]
+    S = len(scales)
+    A = (scales[None, :, :, None] * XtX[:, None] * scales[None, :, None, :]).reshape(K * S, D, D) + np.eye(D)
+    roots = np.linalg.cholesky(A)
+    half = (scales[None] * XtY.mean(axis=2)[:, None]).reshape(K * S, D)
+    # Forward substitution over the whole batch: cheaper here than a general solver per matrix.
+    for d in range(D):
+        half[:, d] /= roots[:, d, d]
+        half[:, d + 1 :] -= roots[:, d + 1 :, d] * half[:, d, None]
+    logdet = np.log(np.einsum("hdd->hd", roots)).sum(axis=1)
+    evidence = np.asarray(0.5 * (half**2).sum(axis=1) - logdet)
+    return evidence, np.tile(scales, (K, 1)), np.asarray(roots, float), XtY

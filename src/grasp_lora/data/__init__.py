@@ -1,0 +1,39 @@
+"""Examples, tasks, token sequences, batches and splits."""
+
+from .batches import IGNORED, Batch, answer_window, collate, epoch_order, length_sorted_chunks
+from .encode import CutReport, Encoded, EncodedSet, encode, encode_prompts, end_id, padding_id
+from .examples import Example, TaskName, examples_from_records, load_examples, to_record
+from .leakage import check_leakage, check_micro_dev
+from .prepare import PRESETS, prepare
+from .prompts import Task, build_task
+from .splits import Splits, load_splits, require_splits
+
+__all__ = [
+    "IGNORED",
+    "PRESETS",
+    "Batch",
+    "CutReport",
+    "Encoded",
+    "EncodedSet",
+    "Example",
+    "Splits",
+    "Task",
+    "TaskName",
+    "answer_window",
+    "build_task",
+    "check_leakage",
+    "check_micro_dev",
+    "collate",
+    "encode",
+    "encode_prompts",
+    "end_id",
+    "epoch_order",
+    "examples_from_records",
+    "length_sorted_chunks",
+    "load_examples",
+    "load_splits",
+    "padding_id",
+    "prepare",
+    "require_splits",
+    "to_record",
+]

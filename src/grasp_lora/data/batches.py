@@ -1,0 +1,96 @@
+"""Token sequences as padded batches, and the orders in which they are visited."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..rng import numpy_generator
+from .encode import Encoded
+
+IGNORED = -100
+"""The label of positions that do not count, as in transformers and `torch.nn.functional.cross_entropy`."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B sequences padded to one length T.
+
+    `input_ids`, `attention_mask` (1 on tokens, 0 on padding) and `labels` (`IGNORED` outside answer and end
+    token) are int64 of shape (B, T); `labels[:, t]` is predicted by the logits at position t - 1. `index`
+    holds the examples' positions in their split.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+    index: tuple[int, ...]
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on a device."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            attention_mask=self.attention_mask.to(device),
+            labels=self.labels.to(device),
+        )
+
+
+def collate(
+    items: Sequence[Encoded],
+    pad_id: int,
+    index: Sequence[int] | None = None,
+    side: Literal["right", "left"] = "right",
+) -> Batch:
+    """Return the sequences as one batch, padded on the right for training and on the left for generation.
+
+    `index` gives the examples' positions in their split, 0, 1, ... without it.
+    """
+    if not items:
+        raise ValueError("a batch needs at least one sequence")
+    width = max(len(item.input_ids) for item in items)
+    input_ids = torch.full((len(items), width), pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros((len(items), width), dtype=torch.int64)
+    labels = torch.full((len(items), width), IGNORED, dtype=torch.int64)
+    for row, item in enumerate(items):
+        length = len(item.input_ids)
+        start = 0 if side == "right" else width - length
+        tokens = torch.tensor(item.input_ids, dtype=torch.int64)
+        input_ids[row, start : start + length] = tokens
+        attention_mask[row, start : start + length] = 1
+        labels[row, start + item.prompt_length : start + length] = tokens[item.prompt_length :]
+    positions = tuple(range(len(items))) if index is None else tuple(index)
+    if len(positions) != len(items):
+        raise ValueError(f"{len(items)} sequences need as many positions, got {len(positions)}")
+    return Batch(input_ids, attention_mask, labels, positions)
+
+
+def answer_window(batch: Batch) -> tuple[int, int]:
+    """Return (lo, hi): the logits at positions lo to hi - 1 predict all labels, those at lo + 1 to hi.
+
+    The model's head is needed at these positions only. A label at position 0 has no predecessor and does
+    not count; a batch without labels gives (0, 0).
+    """
+    counted = (batch.labels[:, 1:] != IGNORED).any(dim=0).nonzero().flatten()
+    if counted.numel() == 0:
+        return 0, 0
+    return int(counted[0]), int(counted[-1]) + 1
+
+
+def length_sorted_chunks(items: Sequence[Encoded], batch_size: int) -> list[list[int]]:
+    """Return the positions of all items in chunks of like length, longest first (memory fails early).
+
+    Items of one length keep their order; every position occurs once.
+    """
+    order = sorted(range(len(items)), key=lambda position: -len(items[position].input_ids))
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
+    """Return the permutation of 0 to n - 1 in which an epoch visits the training examples."""
+    order: list[int] = numpy_generator(seed, "epoch-order", epoch).permutation(n).tolist()
+    return order

@@ -1,0 +1,76 @@
+"""What a user can do wrong, one exception type per kind, each with its own exit code.
+
+Every message says four things: which field or file, which rule, the value that was found, and what to do next.
+Anything that is not a `GraspError` is a defect of this package and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GraspError(Exception):
+    """Base of everything a user can mend; the command line prints it as one message and no traceback."""
+
+    exit_code = 1
+
+
+class ConfigError(GraspError):
+    """A setting is unknown, of the wrong type, out of range, or contradicts another one."""
+
+    exit_code = 2
+
+
+class DataError(GraspError):
+    """A data file is missing, unreadable, empty, incomplete, or leaks into another split."""
+
+    exit_code = 3
+
+
+class AdapterError(GraspError):
+    """An adapter folder cannot be used: another base model, another shape, an unsupported variant, a bad file."""
+
+    exit_code = 4
+
+
+class ModelError(GraspError):
+    """The base model or tokenizer cannot be loaded or lacks what the method needs."""
+
+    exit_code = 5
+
+
+class RunError(GraspError):
+    """The run folder cannot be created, resumed or read."""
+
+    exit_code = 6
+
+
+class TrainingError(GraspError):
+    """Training had to stop: a loss that is not finite, or memory that ran out."""
+
+    exit_code = 7
+
+
+class MissingExtraError(GraspError):
+    """An optional dependency is needed and not installed."""
+
+    exit_code = 8
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package `{package}`, which is not installed. "
+            f"Install it with: pip install 'grasp-lora[{extra}]'"
+        )
+
+
+class Interrupted(GraspError):  # noqa: N818 - not an error of anybody's: the user pressed Ctrl-C
+    """The user asked to stop; everything done so far is kept and can be resumed."""
+
+    exit_code = 130
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` for the known word closest to `word`, or an empty string when none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else ""

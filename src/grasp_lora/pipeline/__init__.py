@@ -1,0 +1,1 @@
+"""The method as a story: adapters, merge, search, final run, evaluation, export."""

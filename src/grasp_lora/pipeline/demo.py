@@ -1,0 +1,49 @@
+"""The embedded default: a tiny trilingual backbone and a small world of passages, both made for this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..config import Config
+from ..data.world import LANGUAGES, demo_splits
+from ..errors import ConfigError
+from ..runs import write_text_atomic
+from ..runs.atomic import to_json
+from .models import DEMO
+
+DATA = Path("runs") / "demo-data"
+
+
+def demo_config() -> dict[str, Any]:
+    """Return the demo's settings, to be laid under what the user sets."""
+    folder = DATA.as_posix()
+    return {
+        "model": {"name_or_path": DEMO},
+        "task": {"name": "qa", "language": "ar", "max_length": 256, "max_new_tokens": 16},
+        "data": {
+            "source": {name: f"{folder}/source-{name}.jsonl" for name in ("train", "dev")},
+            "target": {name: f"{folder}/target-{name}.jsonl" for name in ("train", "dev", "micro_dev", "test")},
+        },
+        "train_source": {"epochs": 1, "batch_size": 16, "lr": 1e-3},
+        "train_target": {"epochs": 12, "batch_size": 5, "lr": 2e-3, "patience": None},
+        "search": {"epochs": 10, "lr": 1e-3},
+        "finalize": {"epochs": 10, "batch_size": 5, "accumulation": 1, "lr": 1e-3, "patience": None},
+        "evaluate": {"rivals": ["zero_shot", "source", "target", "sequential", "merged"]},
+        "run": {"dir": "runs/demo"},
+    }
+
+
+def prepare_demo_data(config: Config) -> None:
+    """Write the splits of the demo's world where the configuration looks for them; the same bytes every time."""
+    language = config.task.language
+    if language not in LANGUAGES:
+        raise ConfigError(f"task.language: the demo's world speaks {', '.join(LANGUAGES)} (got '{language}').")
+    splits = demo_splits(config.task.name, language, config.seed)
+    for side in ("source", "target"):
+        files = getattr(config.data, side)
+        for name in type(files).model_fields:
+            path = getattr(files, name)
+            if path is not None and Path(path).parent == DATA:
+                rows = splits[f"source_{name}" if side == "source" else name]
+                write_text_atomic(path, "".join(to_json(row) + "\n" for row in rows))

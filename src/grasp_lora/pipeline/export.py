@@ -1,0 +1,162 @@
+"""Write what others load: a plain PEFT folder, the compact unsummed factors, and on request the merged model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from ..adapters.bank import AdapterBank
+from ..adapters.merge import Pair
+from ..adapters.peft_save import save_adapter
+from ..adapters.sparse import save_sparse
+from ..config import ModelConfig
+from ..errors import ConfigError
+from ..runs.atomic import disk_errors
+from ..training.setup import Base
+from .models import attach_peft, load_tokenizer, location
+
+SPARSE_FILE = "factors.sparse.safetensors"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export holds. Densities are shares of entries that are not zero, before and after summing."""
+
+    adapter: Path
+    rank: int
+    density_before: float
+    density_after: float
+    adapter_bytes: int
+    sparse: Path | None
+    sparse_bytes: int | None
+    merged: Path | None
+
+
+def merged_tensors(bank: AdapterBank) -> dict[str, Pair]:
+    """Return the merged factors per module on the CPU in float32, pruned entries exactly zero."""
+    with torch.no_grad():
+        return {
+            module: (a.detach().float().cpu(), b.detach().float().cpu()) for module, (a, b) in bank.merged().items()
+        }
+
+
+def nonzero_share(factors: Mapping[str, Pair]) -> float:
+    """Return the share of entries of all factors that are not zero."""
+    tensors = [tensor for pair in factors.values() for tensor in pair]
+    return sum(int((t != 0).sum()) for t in tensors) / sum(t.numel() for t in tensors)
+
+
+def export_adapter(
+    base: Base,
+    bank: AdapterBank,
+    folder: Path,
+    *,
+    card: str | None = None,
+    sparse: bool = True,
+    overwrite: bool = False,
+) -> Exported:
+    """Write `folder/adapter` (PEFT) and, with `sparse`, the unsummed factors beside it.
+
+    `sum_factors` gives rank r (the factors summed), `sum_deltas` the concatenation; either way `lora_alpha = r`, so
+    that PEFT's scaling is 1. Raises `RunError` when the folder exists and `overwrite` is not set.
+    """
+    factors = merged_tensors(bank)
+    adapter = folder / "adapter"
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    save_adapter(adapter, factors, base_model=base.name, model_card=card, overwrite=overwrite)
+    sparse_path, sparse_bytes = None, None
+    if sparse:
+        sparse_path = folder / SPARSE_FILE
+        sparse_bytes = save_sparse(
+            sparse_path, bank.tensors(), bank.masks(), sparse_metadata(bank), overwrite=overwrite
+        )
+    return Exported(
+        adapter,
+        max(a.shape[0] for a, _ in factors.values()),
+        bank.density(),
+        nonzero_share(factors),
+        sum(file.stat().st_size for file in adapter.iterdir()),
+        sparse_path,
+        sparse_bytes,
+        None,
+    )
+
+
+def sparse_metadata(bank: AdapterBank) -> dict[str, Any]:
+    """Return what rebuilds the update from the unsummed factors: rule, strength, signs and every `c_k`."""
+    return {
+        "rule": bank.merge.rule,
+        "strength": bank.merge.strength,
+        "adapters": list(bank.names),
+        "signs": list(bank.signs),
+        "constants": {slot.key: slot.constant for slot in bank.slots},
+    }
+
+
+def check_mergeable(base_config: ModelConfig) -> None:
+    """Raise `ConfigError` for a quantized base: the merged model would not be base plus update."""
+    if base_config.quantization != "none":
+        raise ConfigError(
+            f"export.merged_model: a base in 4 bits (model.quantization={base_config.quantization}) cannot take the "
+            "update exactly. Set export.merged_model=false and serve base and adapter separately, or "
+            "model.quantization=none."
+        )
+
+
+def export_merged_model(base_config: ModelConfig, adapter: Path, folder: Path) -> Path:
+    """Write the full base model with the adapter merged in, and its tokenizer, to `folder`.
+
+    The base is loaded anew in its checkpoint's own precision, on the CPU; a quantized base cannot be merged exactly and
+    is a `ConfigError`.
+    """
+    check_mergeable(base_config)
+    model = AutoModelForCausalLM.from_pretrained(
+        location(base_config),
+        dtype="auto",
+        revision=base_config.revision,
+        trust_remote_code=base_config.trust_remote_code,
+    )
+    merged = attach_peft(model, adapter).merge_and_unload()
+    with disk_errors(folder):
+        merged.save_pretrained(folder)
+        load_tokenizer(base_config).save_pretrained(folder)
+    return folder
+
+
+def model_card(base_name: str, facts: Mapping[str, Any], table: str) -> str:
+    """Return the README of an exported adapter: what it is, how it was made, how to load it."""
+    rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    return f"""---
+base_model: {base_name}
+library_name: peft
+pipeline_tag: text-generation
+tags:
+- lora
+- grasp-lora
+---
+
+# Merged and pruned LoRA adapter
+
+Made with [GRASP LoRA](https://arxiv.org/abs/2601.06702): several LoRA adapters were merged, pruned at a ratio learned
+by a controller, and fine-tuned on the target data.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{base_name}")
+model = PeftModel.from_pretrained(model, "PATH_OF_THIS_FOLDER")
+```
+
+| setting | value |
+| --- | --- |
+{rows}
+
+{table}
+"""

@@ -1,0 +1,75 @@
+"""The final run: untouched merged adapters on the frozen backbone, pruned at one ratio and fine-tuned there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..adapters.bank import AdapterBank
+from ..adapters.inject import Injection
+from ..adapters.masks import prune_count
+from ..adapters.peft_load import AdapterFactors
+from ..config import FinalizeConfig
+from ..errors import ConfigError
+from ..training import Callback, FixedRatio, MaskSelector, Outcome, TrainingLoop
+from ..training.setup import Setup
+from .stageio import StageIO
+
+
+@dataclass(frozen=True)
+class FinalResult:
+    """The fine-tuned, pruned merge. `density` is counted on the tensors; `flips` is the share flipped per update."""
+
+    bank: AdapterBank
+    ratio: float
+    density: float
+    flips: tuple[float, ...]
+    outcome: Outcome
+
+
+def check_ratio(ratio: float) -> float:
+    """Return `ratio` when it lies in [0, 1]; raises `ConfigError` otherwise."""
+    if not 0.0 <= ratio <= 1.0:
+        hint = f" Did you mean {ratio / 100:g}?" if 1.0 < ratio <= 100.0 else ""
+        raise ConfigError(f"ratio: a prune ratio must lie between 0 and 1 (got {ratio:g}).{hint}")
+    return ratio
+
+
+def finalize(
+    setup: Setup,
+    adapters: Sequence[AdapterFactors],
+    ratio: float,
+    io: StageIO,
+    training: FinalizeConfig | None = None,
+) -> FinalResult:
+    """Prune the merge of `adapters` at `ratio` and fine-tune it, dev picking the epoch (algorithm.md, section 4).
+
+    Without dev data the last epoch is kept. Raises `ConfigError` for a ratio outside [0, 1].
+    """
+    check_ratio(ratio)
+    config, settings = setup.config, training or setup.config.finalize
+    bank = setup.bank(adapters)
+    batch_size = settings.eval_batch_size
+    with Injection(setup.base.model, bank.modules) as injection:
+        attached = setup.attach(injection, bank)
+        dev = setup.evaluator(attached, "dev", batch_size=batch_size) if setup.has("dev") else None
+        callbacks: list[Callback] = []
+        selector = None
+        if any(prune_count(ratio, size) for size in bank.segments(config.prune.scope)):
+            probe = setup.evaluator(attached, "micro_dev", batch_size=batch_size) if _needs_probe(setup) else None
+            selector = MaskSelector(bank, injection, config.prune, probe)
+            callbacks = [FixedRatio(bank, selector, ratio, dynamic=settings.mask == "dynamic")]
+        loop = TrainingLoop(
+            attached, setup.items("train"), settings,
+            seed=config.seed, dev=dev, callbacks=callbacks,
+            selector=selector if settings.mask == "dynamic" else None, plumbing=io.plumbing(),
+        )  # fmt: skip
+        with io.running(loop, settings.epochs * loop.updates_per_epoch):
+            outcome = loop.run()
+    flips = tuple(callbacks[0].flips) if callbacks and isinstance(callbacks[0], FixedRatio) else ()
+    return FinalResult(bank, ratio, bank.density(), flips, outcome)
+
+
+def _needs_probe(setup: Setup) -> bool:
+    """Magnitude needs no micro-dev pass, so the final run works without micro-dev data then."""
+    return setup.config.prune.importance != "magnitude"

@@ -1,0 +1,127 @@
+"""Greedy answers from any causal language model of transformers, in left-padded batches with a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from ..errors import ModelError, TrainingError
+
+
+def generate_answers(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """Return one answer per prompt, decoded without special tokens, without white space around it.
+
+    Prompts are token ids and keep their order in the result; a batch holds prompts of similar length, the longest
+    first, and in float64 a single one. Each answer ends at the first end token of the tokenizer or of the model's
+    generation config, or after `max_new_tokens`. `on_progress(done, total)` is called after every batch. Everything
+    else in the checkpoint's generation config (sampling, penalties, lengths) is left out, and the model is left as it
+    was found. Raises `ValueError` for an empty prompt, `ModelError` without any end token, `TrainingError` when memory
+    runs out.
+    """
+    if batch_size < 1 or max_new_tokens < 1 or not all(len(prompt) for prompt in prompts):
+        raise ValueError("batch_size, max_new_tokens and the length of every prompt must be at least 1")
+    if next(model.parameters()).dtype == torch.float64:
+        # Eager attention takes its softmax in float32, where a float64 mask is -inf: padded rows would be NaN.
+        batch_size = 1
+    ends = end_tokens(model, tokenizer)
+    settings = greedy_settings(max_new_tokens, ends)
+    order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), place))
+    answers = [""] * len(prompts)
+    with generating(model, settings):
+        for start in range(0, len(order), batch_size):
+            places = order[start : start + batch_size]
+            continued = _continue(model, [prompts[place] for place in places], settings)
+            for place, ids in zip(places, continued, strict=True):
+                answers[place] = _decode(tokenizer, ids, ends)
+            if on_progress is not None:
+                on_progress(start + len(places), len(prompts))
+    return answers
+
+
+def end_tokens(model: nn.Module, tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids that end an answer: the tokenizer's and those of the model's generation config."""
+    own: Any = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    listed = [] if own is None else [own] if isinstance(own, int) else list(own)
+    known = {int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None}
+    if not known:
+        raise ModelError(
+            "neither the tokenizer nor the model's generation config has an end token, so no answer could end. "
+            "Set eos_token in tokenizer_config.json."
+        )
+    return tuple(sorted(known))
+
+
+def greedy_settings(max_new_tokens: int, ends: Sequence[int] | None) -> GenerationConfig:
+    """Return settings of greedy decoding with a cache; without `ends` it stops at `max_new_tokens` only.
+
+    Padding is masked and finished rows are cut at their end, so an end token pads, whether or not the
+    tokenizer has a padding token (which may lie outside the embedding).
+    """
+    return GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(ends) if ends else None,
+        pad_token_id=ends[0] if ends else None,
+    )
+
+
+@contextmanager
+def generating(model: Any, settings: GenerationConfig) -> Iterator[None]:
+    """Put the model in eval mode with `settings` as its generation config; undo both after.
+
+    Passing a config to `generate` is not enough: what it leaves open is filled in from the checkpoint's. Eval
+    mode also keeps gradient checkpointing, which would forbid the cache, out of the way.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    before = model.generation_config
+    model.eval()
+    model.generation_config = settings
+    try:
+        yield
+    finally:
+        model.generation_config = before
+        for module, training in modes:
+            module.training = training
+
+
+def _continue(model: Any, prompts: Sequence[Sequence[int]], settings: GenerationConfig) -> list[list[int]]:
+    """Return the new token ids of each prompt, padded after its end."""
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), settings.pad_token_id or 0, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
+        mask[row, width - len(prompt) :] = 1
+    device = next(model.parameters()).device
+    try:
+        # no_grad and not inference_mode: adapter tensors that hooks touch stay usable for training.
+        with torch.no_grad():
+            out = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"out of GPU memory while generating {len(prompts)} answers at once ({error}). "
+            "Lower evaluate.batch_size, task.max_length or task.max_new_tokens."
+        ) from None
+    new: list[list[int]] = out[:, width:].tolist()
+    return new
+
+
+def _decode(tokenizer: Any, ids: Sequence[int], ends: Sequence[int]) -> str:
+    kept = next((ids[:place] for place, token in enumerate(ids) if token in ends), ids)
+    text: str = tokenizer.decode(list(kept), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text.strip()

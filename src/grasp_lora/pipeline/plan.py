@@ -1,0 +1,169 @@
+"""What a run would do, before it does it: stages, optimizer steps, forward passes and memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..adapters.discover import module_shapes, resolve_target_modules
+from ..config import Config, TrainingConfig
+from ..controller import Controller
+from ..data import Encoded, epoch_order
+from .checks import Checked, preflight
+from .models import resolve_device, resolve_dtype
+
+# Bytes per trainable entry: value, gradient, two moments, stash (float32) and the mask.
+_BYTES_PER_ENTRY = 5 * 4 + 1
+_BYTES_4BIT = 0.5625  # 4 bits and one 16-bit scale for 32 weights
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: optimizer steps, sequences that go forward and backward, sequences forward only, token passes.
+
+    `token_passes` counts 2 per token forward and 4 per token forward and backward.
+    """
+
+    name: str
+    steps: int
+    trained: int
+    forward: int
+    token_passes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The stages of a run and its estimated peak memory in bytes (weights, adapters, activations of one step)."""
+
+    stages: tuple[StagePlan, ...]
+    parameters: int
+    trainable: int
+    memory: int
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _World:
+    """What the estimates are made from."""
+
+    config: Config
+    checked: Checked
+
+    def items(self, role: str, split: str) -> Sequence[Encoded]:
+        found = self.checked.encoded.get(f"{role}.{split}")
+        return found.items if found else ()
+
+
+def make_plan(config: Config) -> Plan:
+    """Return the plan of `run`; reads data, tokenizer and the model's shape, but no weights.
+
+    Raises the `GraspError` that the run itself would raise before it loads any weights.
+    """
+    checked = preflight(config)
+    world = _World(config, checked)
+    parameters = sum(p.numel() for p in checked.model.parameters())
+    trainable = _trainable(world)
+    memory = _memory(world, parameters, trainable)
+    return Plan(tuple(_stages(world)), parameters, trainable, memory, checked.warnings)
+
+
+def _trainable(world: _World) -> int:
+    given = [f for adapter in world.checked.adapters.values() for f in adapter.modules.values()]
+    count = sum(f.A.numel() + f.B.numel() for f in given)
+    adapters, lora = world.config.adapters, world.config.lora
+    missing = [adapters.source, adapters.target].count(None)
+    if not missing:
+        return count
+    shapes = module_shapes(world.checked.model)
+    modules = resolve_target_modules(world.checked.model, lora.target_modules)
+    return count + missing * sum(lora.r * sum(shapes[module]) for module in modules)
+
+
+def _tokens(items: Sequence[Encoded]) -> int:
+    return sum(len(item.input_ids) for item in items)
+
+
+def _training(world: _World, name: str, role: str, training: TrainingConfig, *, dev: bool = True) -> StagePlan:
+    """Plan one training at most: early stopping can only shorten it."""
+    items, judged = world.items(role, "train"), world.items(role, "dev") if dev else ()
+    steps = training.epochs * math.ceil(len(items) / (training.batch_size * training.accumulation))
+    passes = training.epochs * (4 * _tokens(items) + 2 * _tokens(judged))
+    return StagePlan(name, steps, training.epochs * len(items), training.epochs * len(judged), passes)
+
+
+def _search(world: _World) -> StagePlan:
+    """Plan the controller run; it ends with the last round where `controller.rounds` says so."""
+    config = world.config
+    base = _training(world, "search", "target", config.search, dev=config.search.patience is not None)
+    rounds = base.steps // config.controller.interval
+    if config.controller.rounds is not None and config.controller.rounds <= rounds:
+        rounds = config.controller.rounds
+        base = _cut(world, base, rounds * config.controller.interval)
+    first = Controller(config.controller, config.seed, steps_total=base.steps).ask(0)
+    evaluations = rounds * (1 + config.controller.candidates) + (1 + len(first.samples) if first else 0)
+    probe = world.items("target", "micro_dev")
+    forward = base.forward + evaluations * len(probe)
+    tokens = (evaluations + _statistics(config, at_start=first is not None)) * _tokens(probe)
+    return StagePlan("search", base.steps, base.trained, forward, base.token_passes + 2 * tokens)
+
+
+def _statistics(config: Config, *, at_start: bool) -> int:
+    """Return what the first ranking's pass over micro-dev costs, in forward passes; later ones cost nothing more."""
+    if config.prune.importance == "sensitivity":
+        return 3 if at_start else 0  # forward and backward; after some training its gradients are there already
+    return 1 if config.prune.importance == "activation" else 0
+
+
+def _cut(world: _World, whole: StagePlan, steps: int) -> StagePlan:
+    """Return the plan of a controller run that stops after `steps` updates, counted in the order of its examples."""
+    config, items = world.config.search, world.items("target", "train")
+    size = config.batch_size * config.accumulation
+    updates = math.ceil(len(items) / size)
+    used: list[Encoded] = []
+    for epoch in range(math.ceil(steps / updates)):
+        order = epoch_order(len(items), world.config.seed, epoch)
+        used += [items[i] for i in order[: size * min(updates, steps - epoch * updates)]]
+    dev = world.items("target", "dev") if config.patience is not None else ()
+    judged = (steps - 1) // updates  # a run that stops with an epoch's last update does not judge that epoch
+    passes = 4 * _tokens(used) + 2 * judged * _tokens(dev)
+    return StagePlan(whole.name, steps, len(used), judged * len(dev), passes)
+
+
+def _stages(world: _World) -> list[StagePlan]:
+    config, stages = world.config, []
+    if config.adapters.source is None:
+        stages.append(_training(world, "source_adapter", "source", config.train_source))
+    if config.adapters.target is None:
+        stages.append(_training(world, "target_adapter", "target", config.train_target))
+    stages += [_search(world), _training(world, "finalize", "target", config.finalize)]
+    test = world.items("target", "test")[: config.evaluate.limit]
+    if not test:
+        return stages
+    if "merged" in config.evaluate.rivals:
+        stages.append(_training(world, "rival_merged", "target", config.finalize))
+    if "sequential" in config.evaluate.rivals:
+        stages.append(_training(world, "rival_sequential", "target", config.train_target))
+    systems = 1 + len(config.evaluate.rivals)
+    # Loss and prompt once each; new tokens at most max_new_tokens per example.
+    tokens = systems * (2 * _tokens(test) + len(test) * config.task.max_new_tokens)
+    return [*stages, StagePlan("evaluate", 0, 0, 2 * systems * len(test), 2 * tokens)]
+
+
+def _memory(world: _World, parameters: int, trainable: int) -> int:
+    config = world.config
+    dtype = resolve_dtype(config.model.dtype, resolve_device(config.model.device))
+    width = dtype.itemsize
+    weights = parameters * (_BYTES_4BIT if config.model.quantization != "none" else width)
+    described: Any = world.checked.model.config
+    settings = described.get_text_config()
+    longest = max((len(i.input_ids) for s in world.checked.encoded.values() for i in s.items), default=0)
+    batch = max(config.search.batch_size, config.finalize.batch_size, config.train_target.batch_size)
+    hidden = settings.hidden_size
+    inner = getattr(settings, "intermediate_size", None) or 4 * hidden
+    # Saved per token and layer without checkpointing: norms, projections, attention in and out, and the gated FFN.
+    per_layer = 2 * hidden if config.model.gradient_checkpointing else 12 * hidden + 4 * inner
+    activations = batch * longest * settings.num_hidden_layers * per_layer * width
+    logits = batch * min(longest, config.task.max_new_tokens + 1) * settings.vocab_size * 4 * 3
+    return int(weights + trainable * _BYTES_PER_ENTRY + activations + logits)

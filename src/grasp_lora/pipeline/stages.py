@@ -1,0 +1,288 @@
+"""The stages of a run, each able to start from what an earlier one left in the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from ..adapters.bank import AdapterBank
+from ..adapters.merge import Pair
+from ..adapters.peft_load import AdapterFactors
+from ..adapters.peft_save import save_adapter
+from ..config import Config, Rival, TrainingConfig
+from ..data import Splits
+from ..errors import Interrupted, RunError
+from ..runs import (
+    Progress,
+    RunFolder,
+    StageFolder,
+    clear_checkpoints,
+    hash_file,
+    read_json,
+    write_bytes_atomic,
+    write_json_atomic,
+)
+from ..training import Outcome
+from ..training.setup import Setup
+from .adapters import ALONE, read_adapter, train_adapter
+from .evaluation import SystemScores, evaluate_system, score_rows, write_predictions
+from .finalize import FinalResult, finalize
+from .models import load_base
+from .search import search
+from .stageio import StageIO
+
+ADAPTER = "adapter"
+BANK = "bank.safetensors"
+ORIGIN = "made_from.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder at work, its splits checked (`preflight`); the model is loaded when first needed."""
+
+    config: Config
+    folder: RunFolder
+    splits: Splits
+    progress: Progress
+    stop_requested: Callable[[], bool] = lambda: False
+
+    @cached_property
+    def setup(self) -> Setup:
+        """The base model and every split the configuration names."""
+        with self.progress.stage("load base model", None):
+            base = load_base(self.config.model)
+        return Setup(self.config, base, self.splits.target, self.splits.source)
+
+    def io(self, stage: StageFolder) -> StageIO:
+        """Return the plumbing of a stage in this run's folder."""
+        return StageIO(stage.name, stage.path, self.progress, self.stop_requested, self.config.run.checkpoint_every)
+
+    def cut_notes(self, *splits: str, role: str = "target") -> None:
+        """Tell how many examples of the splits were cut to fit."""
+        for split in splits:
+            if self.setup.has(split, role):
+                report = self.setup.encoded(split, role).report
+                note = report.sentence(f"{role}.{split}", self.config.task.max_length)
+                if note:
+                    self.progress.warn(note)
+
+
+def begin(run: Run, stage: StageFolder, **made_from: Any) -> dict[str, Any] | None:
+    """Return the stage's result when it is done; otherwise note what the stage is made from, before it starts.
+
+    `made_from` holds content hashes and settings that do not come from the configuration alone. Raises `RunError` when
+    the folder holds the stage, finished or not, made from something else, and `Interrupted` when a stop was asked for.
+    """
+    path = stage.path / ORIGIN
+    was = read_json(path) if path.exists() else None
+    if was is not None and was != made_from:
+        differing = [f"{key}: {was.get(key)} there, {made_from.get(key)} now" for key in sorted({*was, *made_from})
+                     if was.get(key) != made_from.get(key)]  # fmt: skip
+        raise RunError(
+            f"{stage.path} was made from something else ({'; '.join(differing)}). Add --overwrite to the command of "
+            "that stage to make it again, or give another run.dir."
+        )
+    done = stage.done()
+    if done is not None:
+        return done
+    if run.stop_requested():
+        raise Interrupted(f"stopped before {stage.name}; what is done is kept. Go on with --resume.")
+    if was is None:
+        write_json_atomic(path, made_from)
+    return None
+
+
+def content(adapters: Sequence[AdapterFactors]) -> dict[str, str]:
+    """Return adapter names with the hashes of their files."""
+    return {adapter.name: adapter.sha256 for adapter in adapters}
+
+
+def outcome_row(outcome: Outcome) -> dict[str, Any]:
+    """Return an outcome as JSON values."""
+    return asdict(outcome)
+
+
+# --- adapters ---------------------------------------------------------------------------------------------------
+
+
+def adapter_stage(run: Run, role: str) -> AdapterFactors:
+    """Return the source or target adapter: the one the configuration names, else one trained here (once)."""
+    given: str | None = getattr(run.config.adapters, role)
+    if given is not None:
+        return _load(run, given, role)
+    training = run.config.train_source if role == "source" else run.config.train_target
+    return trained_stage(run, f"{role}_adapter", role, training)
+
+
+def trained_stage(
+    run: Run, name: str, role: str, training: TrainingConfig, start: AdapterFactors | None = None
+) -> AdapterFactors:
+    """Train an adapter in stage `name`, or load it when that stage is done."""
+    stage = run.folder.stage(name)
+    if begin(run, stage, **content([start] if start else [])) is None:
+        run.cut_notes("train", "dev", role=role)
+        trained = train_adapter(run.setup, role, training, run.io(stage), start)
+        _save_trained(run, stage.path / ADAPTER, trained.factors)
+        stage.finish({"outcome": outcome_row(trained.outcome)})
+        clear_checkpoints(stage.path / "checkpoints")
+    return read_adapter(run.setup, str(stage.path / ADAPTER), role)
+
+
+def _save_trained(run: Run, folder: Path, factors: AdapterFactors) -> None:
+    """Write an adapter trained here as a PEFT folder; scalings that differ by module are folded into B."""
+    scalings = {factor.scaling for factor in factors.modules.values()}
+    ranks = {int(factor.A.shape[0]) for factor in factors.modules.values()}
+    if len(scalings) == 1 and len(ranks) == 1:
+        scaling, rank = scalings.pop(), ranks.pop()
+        pairs = {module: (f.A, f.B) for module, f in factors.modules.items()}
+        save_adapter(folder, pairs, base_model=run.setup.base.name, alpha=scaling * rank, overwrite=True)
+        return
+    folded = {module: (f.A, f.scaling * f.B) for module, f in factors.modules.items()}
+    save_adapter(folder, folded, base_model=run.setup.base.name, overwrite=True)
+
+
+def _load(run: Run, given: str, name: str) -> AdapterFactors:
+    factors = read_adapter(run.setup, given, name)
+    for notice in factors.notices:
+        run.progress.note(notice)
+    return factors
+
+
+def all_adapters(run: Run) -> list[AdapterFactors]:
+    """Return source, target and further adapters in the order in which they are merged."""
+    others = [_load(run, given, f"other{i + 1}") for i, given in enumerate(run.config.adapters.others)]
+    return [adapter_stage(run, "source"), adapter_stage(run, "target"), *others]
+
+
+# --- search and final run ---------------------------------------------------------------------------------------
+
+
+def search_stage(run: Run, adapters: Sequence[AdapterFactors]) -> dict[str, Any]:
+    """Learn the ratio, or return what an earlier call learned."""
+    stage = run.folder.stage("search")
+    done = begin(run, stage, **content(adapters))
+    if done is not None:
+        return done
+    run.cut_notes("train", "micro_dev")
+    found = search(run.setup, adapters, run.io(stage))
+    result = stage.finish(
+        {
+            "p_star": found.p_star,
+            "interval": list(found.interval) if found.interval else None,
+            "rounds": found.rounds,
+            "evaluations": found.evaluations,
+            "probe_tokens": found.probe_tokens,
+            "stop_reason": found.stop_reason,
+            "diagnostics": [asdict(diagnostic) for diagnostic in found.diagnostics],
+            "outcome": outcome_row(found.outcome),
+        }
+    )
+    clear_checkpoints(stage.path / "checkpoints")
+    return result
+
+
+def learned_ratio(run: Run) -> float:
+    """Return the ratio of the run's search; raises `RunError` when there was none."""
+    done = run.folder.stage("search").done()
+    if done is None:
+        raise RunError(
+            f"no learned ratio in {run.folder.path}: the search is not done. Run `grasp-lora search` first, "
+            "or give the ratio with --ratio."
+        )
+    return float(done["p_star"])
+
+
+def finalize_stage(run: Run, adapters: Sequence[AdapterFactors], ratio: float, name: str = "finalize") -> FinalResult:
+    """Run the final run at `ratio`, or load it when it is done; another ratio than there is a `RunError`."""
+    stage = run.folder.stage(name)
+    if begin(run, stage, ratio=ratio, **content(adapters)) is None:
+        run.cut_notes("dev")
+        final = finalize(run.setup, adapters, ratio, run.io(stage))
+        write_bytes_atomic(stage.path / BANK, safetensors.torch.save(_portable_state(final.bank)))
+        stage.finish(
+            {
+                "ratio": ratio,
+                "density": final.density,
+                "flips": list(final.flips),
+                "outcome": outcome_row(final.outcome),
+            }
+        )
+        clear_checkpoints(stage.path / "checkpoints")
+        return final
+    return load_final(run, adapters, stage)
+
+
+def require_final(run: Run, stage: StageFolder | None = None) -> dict[str, Any]:
+    """Return the result of the final run; raises `RunError` when there is none."""
+    done = (stage or run.folder.stage("finalize")).done()
+    if done is None:
+        raise RunError(
+            f"no final run in {run.folder.path}. Run `grasp-lora finalize` (or `run`) with this run.dir first."
+        )
+    return done
+
+
+def final_content(run: Run) -> dict[str, str]:
+    """Return the hash of the final run's factors, masks included."""
+    return {"final": hash_file(run.folder.stage("finalize").path / BANK)}
+
+
+def load_final(run: Run, adapters: Sequence[AdapterFactors], stage: StageFolder) -> FinalResult:
+    """Return a finished final run from its folder; raises `RunError` for none, or one of other adapters."""
+    done = require_final(run, stage)
+    begin(run, stage, ratio=done["ratio"], **content(adapters))
+    bank = run.setup.bank(adapters)
+    bank.load_state(safetensors.torch.load((stage.path / BANK).read_bytes()))
+    saved: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in done["outcome"].items()}
+    outcome = Outcome(**saved)
+    return FinalResult(bank, float(done["ratio"]), float(done["density"]), tuple(done["flips"]), outcome)
+
+
+def _portable_state(bank: AdapterBank) -> dict[str, Any]:
+    return {key: tensor.cpu().contiguous() for key, tensor in bank.state().items()}
+
+
+# --- systems to compare -----------------------------------------------------------------------------------------
+
+
+def alone(run: Run, adapter: AdapterFactors) -> Mapping[str, Pair]:
+    """Return the factors of one adapter used by itself."""
+    bank = AdapterBank([adapter], ALONE).to(run.setup.base.device)
+    return bank.merged(bank.dense())
+
+
+def rival_factors(run: Run, rival: Rival, adapters: Sequence[AdapterFactors]) -> Mapping[str, Pair]:
+    """Return the factors of a simple rival, training it first where it needs a run of its own."""
+    if rival == "zero_shot":
+        return {}
+    if rival == "merged":
+        bank = finalize_stage(run, adapters, 0.0, "rival_merged").bank
+        return bank.merged(bank.dense())
+    if rival == "sequential":
+        tuned = trained_stage(run, "rival_sequential", "target", run.config.train_target, adapters[0])
+        return alone(run, tuned)
+    return alone(run, adapters[0 if rival == "source" else 1])
+
+
+def rival_content(rival: Rival, adapters: Sequence[AdapterFactors]) -> dict[str, str]:
+    """Return the hashes of the adapters that a rival is made from."""
+    used = {"zero_shot": (), "source": adapters[:1], "target": adapters[1:2], "sequential": adapters[:1]}
+    return content(used.get(rival, adapters))
+
+
+def evaluate_stage(
+    run: Run, name: str, factors: Callable[[], Mapping[str, Pair]], made_from: Mapping[str, str]
+) -> dict[str, Any]:
+    """Score one system on the test split, once; its predictions are kept beside the scores."""
+    stage = run.folder.stage(f"evaluate_{name}")
+    done = begin(run, stage, **made_from)
+    if done is not None:
+        return done
+    scores: SystemScores = evaluate_system(run.setup, name, factors(), run.io(stage))
+    write_predictions(stage.path / "predictions.jsonl", run.setup.target["test"], scores)
+    return stage.finish({"scores": score_rows(scores.scores), "examples": len(scores.losses)})

@@ -1,0 +1,292 @@
+"""The method as a story: adapters, merge, search, final run, evaluation, export - one run folder, one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from ..adapters.merge import Pair
+from ..adapters.peft_load import AdapterFactors
+from ..config import Config, load_config, to_yaml
+from ..data import encode_prompts
+from ..errors import ConfigError, Interrupted, RunError, TrainingError
+from ..runs import (
+    Progress,
+    QuietProgress,
+    RunFolder,
+    StageFolder,
+    build_manifest,
+    changed_inputs,
+    graceful_interrupt,
+)
+from .accounts import cost, score_table
+from .adapters import read_adapter
+from .checks import preflight
+from .deployment import measure_deployment
+from .export import export_adapter, export_merged_model, model_card
+from .finalize import FinalResult
+from .models import location, resolve_device, resolve_dtype
+from .stages import (
+    Run,
+    all_adapters,
+    alone,
+    begin,
+    evaluate_stage,
+    final_content,
+    finalize_stage,
+    load_final,
+    require_final,
+    rival_content,
+    rival_factors,
+    search_stage,
+)
+
+GRASP = "grasp"
+# Prompts behind the deployment figures.
+_SERVED = 8
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run left: the learned ratio, scores per system, the adapter's folder and every figure as JSON."""
+
+    folder: Path
+    p_star: float
+    interval: tuple[float, float] | None
+    adapter: Path
+    results: Mapping[str, Any]
+
+
+def default_folder(config: Config) -> str:
+    """Return the run folder: `run.dir`, or runs/<task>-<language>-<seed>."""
+    return config.run.dir or f"runs/{config.task.name}-{config.task.language}-{config.seed}"
+
+
+def _inputs(config: Config) -> dict[str, str | None]:
+    found: dict[str, str | None] = {"model": location(config.model)}
+    for side in ("source", "target"):
+        files = getattr(config.data, side)
+        found |= {f"data.{side}.{name}": getattr(files, name) for name in type(files).model_fields}
+    found |= {"adapters.source": config.adapters.source, "adapters.target": config.adapters.target}
+    return found | {f"adapters.others.{i}": path for i, path in enumerate(config.adapters.others)}
+
+
+def open_folder(config: Config, *, resume: bool, overwrite: bool, command: Sequence[str] = ()) -> RunFolder:
+    """Create or resume the run folder and write its manifest.
+
+    Raises `RunError` for a folder that exists (unless asked), another configuration, or inputs that changed.
+    """
+    path = default_folder(config)
+    device = str(resolve_device(config.model.device))
+    manifest = build_manifest(config, _inputs(config), command=command, device=device)
+    if resume:
+        folder = RunFolder.resume(path, to_yaml(config))
+        changed = changed_inputs(folder.manifest(), manifest)
+        if changed:
+            folder.close()
+            raise RunError(
+                f"inputs of run {path} changed since it was started: {'; '.join(changed)}. Start a new run.dir."
+            )
+        return folder
+    folder = RunFolder.create(path, to_yaml(config), overwrite=overwrite)
+    folder.write_manifest(manifest)
+    return folder
+
+
+def saved_config(path: str | Path) -> Config:
+    """Return the resolved configuration of an existing run folder."""
+    folder = RunFolder.open(path)
+    return load_config(folder.path / "config.yaml", [f"run.dir={folder.path}"])
+
+
+def working(
+    config: Config, progress: Progress | None = None, *, resume: bool = False, overwrite: bool = False,
+    command: Sequence[str] = (), needs: Sequence[str] | None = None, extra: Mapping[str, str] | None = None,
+) -> AbstractContextManager[Run]:  # fmt: skip
+    """Check everything that needs no weights (`preflight`), then open the run folder for work.
+
+    The folder is locked, and Ctrl-C is a clean stop after the current step. `needs` are splits that must be there,
+    `extra` adapters to check beside the configured ones.
+    """
+
+    @contextmanager
+    def opened() -> Any:
+        if resume and overwrite:
+            raise ConfigError("--resume goes on with a run, --overwrite replaces it. Give one of them.")
+        shown = progress or QuietProgress()
+        told = lambda: shown.warn("stopping after this step; press Ctrl-C again to stop at once")  # noqa: E731
+        with graceful_interrupt(told) as flag, _clean_stops():
+            checked = preflight(config, needs, extra)
+            for warning in checked.warnings:
+                shown.warn(warning)
+            with open_folder(config, resume=resume, overwrite=overwrite, command=command) as folder:
+                yield Run(config, folder, checked.splits, shown, lambda: flag.requested)
+
+    return cast(AbstractContextManager[Run], opened())
+
+
+@contextmanager
+def _clean_stops() -> Iterator[None]:
+    """Turn a second Ctrl-C, and memory that runs out anywhere, into an error that says how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("stopped at once. Go on from the last checkpoint with --resume.") from None
+    except torch.OutOfMemoryError as error:
+        first = next(iter(str(error).splitlines()), "")
+        raise TrainingError(
+            f"out of GPU memory ({first}). Lower evaluate.batch_size, task.max_length or the eval_batch_size of the "
+            "stage, or set model.quantization."
+        ) from None
+
+
+def run_pipeline(
+    config: Config, progress: Progress | None = None, *, resume: bool = False, overwrite: bool = False,
+    command: Sequence[str] = (),
+) -> RunResult:  # fmt: skip
+    """Run the whole method and return its result; a stage that is done already is not done again.
+
+    Raises a `GraspError` for whatever the user can mend; the folder then holds everything up to the last checkpoint.
+    """
+    with working(config, progress, resume=resume, overwrite=overwrite, command=command) as run:
+        return tell(run)
+
+
+def tell(run: Run) -> RunResult:
+    """The story itself, on an open run."""
+    adapters = all_adapters(run)
+    found = search_stage(run, adapters)
+    final = finalize_stage(run, adapters, float(found["p_star"]))
+    scores = evaluate_all(run, adapters, final)
+    exported = export_stage(run, final, scores)
+    deployment = deployment_stage(run, exported)
+    results = {
+        "p_star": found["p_star"],
+        "interval": found["interval"],
+        "density": final.density,
+        "search": found,
+        "finalize": run.folder.stage("finalize").done(),
+        "systems": scores,
+        "export": exported,
+        "deployment": deployment,
+        "cost": cost(run),
+    }
+    run.folder.write_results(results)
+    interval = tuple(found["interval"]) if found["interval"] else None
+    return RunResult(run.folder.path, found["p_star"], interval, run.folder.path / exported["adapter"], results)
+
+
+def evaluate_all(run: Run, adapters: Sequence[AdapterFactors], final: FinalResult) -> dict[str, Any]:
+    """Score the rivals and the result on the test split; without one nothing is scored, and that is said."""
+    if not run.setup.has("test"):
+        run.progress.warn("data.target.test is not set: nothing is scored")
+        return {}
+    run.cut_notes("test")
+    scores: dict[str, Any] = {}
+    for rival in run.config.evaluate.rivals:
+        made_from = rival_content(rival, adapters)
+        scores[rival] = evaluate_stage(run, rival, partial(rival_factors, run, rival, adapters), made_from)
+    scores[GRASP] = evaluate_stage(run, GRASP, lambda: grasp_factors(final), final_content(run))
+    return scores
+
+
+def grasp_factors(final: FinalResult) -> Mapping[str, Pair]:
+    """Return the merged factors of a final run."""
+    return final.bank.merged(final.bank.dense() * final.bank.kept)
+
+
+def finished(run: Run) -> tuple[list[AdapterFactors], FinalResult]:
+    """Return the adapters and the final run that earlier stages left; raises `RunError` when there is none."""
+    require_final(run)
+    adapters = all_adapters(run)
+    return adapters, load_final(run, adapters, run.folder.stage("finalize"))
+
+
+def evaluate_finished(run: Run) -> dict[str, Any]:
+    """Score a finished final run and its rivals; raises `RunError` without one."""
+    adapters, final = finished(run)
+    return evaluate_all(run, adapters, final)
+
+
+def evaluate_one(run: Run, adapter: str, *, anew: bool = False) -> dict[str, Any]:
+    """Score one PEFT adapter alone on the test split; each adapter has a stage of its own, kept unless `anew`."""
+    factors = read_adapter(run.setup, adapter, "adapter")
+    name = f"adapter-{factors.sha256[:12]}"
+    if anew:
+        run.folder.stage(f"evaluate_{name}").reset()
+    return {"adapter": evaluate_stage(run, name, lambda: alone(run, factors), {"adapter": factors.sha256})}
+
+
+def export_finished(run: Run) -> dict[str, Any]:
+    """Export a finished final run; raises `RunError` without one."""
+    _, final = finished(run)
+    stages = run.folder.stages_done()
+    systems = [name for name in (*run.config.evaluate.rivals, GRASP) if f"evaluate_{name}" in stages]
+    return export_stage(run, final, {name: stages[f"evaluate_{name}"] for name in systems})
+
+
+def export_stage(run: Run, final: FinalResult, scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the PEFT folder, the sparse file and, if asked, the merged model."""
+    stage = run.folder.stage("export")
+    done = begin(run, stage, **final_content(run))
+    if done is not None:
+        return done
+    folder = run.folder.path / "export"
+    facts = {
+        "base model": run.setup.base.name,
+        "task": f"{run.config.task.name}, {run.config.task.language}",
+        "merge rule": run.config.merge.rule,
+        "prune ratio": f"{final.ratio:.4f}",
+        "importance": f"{run.config.prune.importance}, {run.config.prune.scope}",
+        "seed": run.config.seed,
+    }
+    card = model_card(run.setup.base.name, facts, score_table(scores) if scores else "")
+    exported = export_adapter(
+        run.setup.base, final.bank, folder, card=card, sparse=run.config.export.sparse, overwrite=True
+    )
+    merged = None
+    if run.config.export.merged_model:
+        merged = export_merged_model(run.config.model, exported.adapter, folder / "merged")
+    return stage.finish(
+        {
+            "adapter": _relative(run, exported.adapter),
+            "rank": exported.rank,
+            "density_before_summing": exported.density_before,
+            "density_after_summing": exported.density_after,
+            "adapter_bytes": exported.adapter_bytes,
+            "sparse": _relative(run, exported.sparse),
+            "sparse_bytes": exported.sparse_bytes,
+            "merged_model": _relative(run, merged),
+        }
+    )
+
+
+def _relative(run: Run, path: Path | None) -> str | None:
+    return None if path is None else path.relative_to(run.folder.path).as_posix()
+
+
+def deployment_stage(run: Run, exported: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Measure the exported adapter as it would be served; None when switched off or there is no test split."""
+    if not run.config.evaluate.deployment or not run.setup.has("test"):
+        return None
+    stage: StageFolder = run.folder.stage("deployment")
+    done = begin(run, stage, **final_content(run))
+    if done is not None:
+        return done
+    setup, config = run.setup, run.config
+    room = max(config.task.max_length - config.task.max_new_tokens, 1)
+    examples = list(setup.target["test"])[:_SERVED]
+    prompts = [item.input_ids for item in encode_prompts(examples, setup.task, setup.base.tokenizer, room).items]
+    device = setup.base.device
+    with run.progress.stage("deployment figures", None):
+        figures = measure_deployment(
+            location(config.model), run.folder.path / exported["adapter"], prompts, setup.base.tokenizer,
+            device=device, dtype=resolve_dtype(config.model.dtype, device), max_new_tokens=config.task.max_new_tokens,
+        )  # fmt: skip
+    return stage.finish(figures.to_dict())

@@ -1,0 +1,148 @@
+"""Candidates times examples to losses, in one pass: the frozen backbone is shared, only the adapters differ.
+
+The batch holds one block of the same examples per candidate, and every hooked module adds each block's own low-rank
+update by a batched product. Chunks of examples, sorted by length, keep a pass under a budget of tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor, nn
+
+from ..adapters.bank import AdapterBank
+from ..adapters.inject import ChannelNorms, Injection
+from ..adapters.merge import Pair
+from ..data import Batch, Encoded, collate, length_sorted_chunks
+from .loss import example_losses
+
+# Tokens (padding included) of one pass without gradients.
+DEFAULT_TOKEN_BUDGET = 65536
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A frozen model with a bank's merged factors attached to it; `pad_id` fills its batches."""
+
+    model: nn.Module
+    injection: Injection
+    bank: AdapterBank
+    pad_id: int
+
+
+class Evaluator:
+    """Losses of a fixed list of examples under any masks of a bank. Evaluation mode, no gradients, nothing changed.
+
+    Raises ValueError for an empty list of examples.
+    """
+
+    def __init__(
+        self,
+        attached: Attached,
+        items: Sequence[Encoded],
+        *,
+        batch_size: int = 16,
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+    ) -> None:
+        if not items:
+            raise ValueError("an evaluator needs at least one example")
+        self._model, self._injection, self._bank = attached.model, attached.injection, attached.bank
+        self._items, self._pad_id = tuple(items), attached.pad_id
+        self._batch_size, self._budget = batch_size, token_budget
+        self.examples = len(items)
+        self.token_passes = 0  # tokens without padding that went forward, for cost accounts
+
+    def losses(self, *, norms: ChannelNorms | None = None) -> Float64[Tensor, " m"]:
+        """Return the loss of every example under the committed mask, shape (m,), float64 on the CPU.
+
+        With `norms`, the channel norms of the pass are gathered.
+        """
+        with torch.no_grad():
+            return self._run(self._bank.merged(), None, norms)[0]
+
+    def candidate_losses(self, masks: Sequence[Tensor]) -> Float64[Tensor, "c m"]:
+        """Return the loss of every example under each mask (n,), shape (C, m), float64 on the CPU.
+
+        Entries that a mask keeps and the committed one had pruned come back at their stashed value. Nothing is written
+        to the bank, so there is nothing to restore.
+        """
+        with torch.no_grad():
+            dense = self._bank.dense()
+            flat = torch.stack([torch.where(mask, dense, torch.zeros_like(dense)) for mask in masks])
+            return self._run(self._bank.merged(flat), len(masks), None)
+
+    def bare_losses(self) -> Float64[Tensor, " m"]:
+        """Return the loss of every example under the base model alone, shape (m,)."""
+        with torch.no_grad():
+            return self._run({}, None, None)[0]
+
+    def accumulate_gradient(self) -> None:
+        """Add the gradient of the mean loss over the examples to the bank's values; weights stay as they are.
+
+        Evaluation mode, so that no dropout of the model draws from the global random state; only layers that
+        checkpoint their activations are told that they train, because they do so in no other mode.
+        """
+        with _evaluating(self._model, checkpointing=True):
+            for chunk in self._chunks(1):
+                batch = self._batch(chunk)
+                with self._injection.active(self._bank.merged()):
+                    (example_losses(self._model, batch).sum() / self.examples).backward()  # type: ignore[no-untyped-call]
+                self.token_passes += 3 * int(batch.attention_mask.sum())
+
+    def _run(self, factors: dict[str, Pair], groups: int | None, norms: ChannelNorms | None) -> Tensor:
+        count = groups or 1
+        out = torch.empty(count, self.examples, dtype=torch.float64)
+        with _evaluating(self._model), self._injection.active(factors, groups=groups):
+            for chunk in self._chunks(count):
+                batch = self._batch(chunk)
+                self.token_passes += count * int(batch.attention_mask.sum())
+                losses = self._chunk_losses(_repeat(batch, count), norms)
+                out[:, chunk] = losses.double().cpu().view(count, len(chunk))
+        return out
+
+    def _chunk_losses(self, batch: Batch, norms: ChannelNorms | None) -> Tensor:
+        if norms is None:
+            return example_losses(self._model, batch)
+        norms.tokens += int(batch.attention_mask.sum())
+        with self._injection.gathering(norms, batch.attention_mask):
+            return example_losses(self._model, batch)
+
+    def _batch(self, chunk: Sequence[int]) -> Batch:
+        device = self._bank.values.device
+        return collate([self._items[i] for i in chunk], self._pad_id).to(device)
+
+    def _chunks(self, count: int) -> list[list[int]]:
+        longest = max(len(item.input_ids) for item in self._items)
+        fitting = max(1, self._budget // (longest * count))
+        return length_sorted_chunks(self._items, min(self._batch_size, fitting))
+
+
+@contextmanager
+def _evaluating(model: nn.Module, *, checkpointing: bool = False) -> Iterator[None]:
+    """Put the model in evaluation mode and back into its own afterwards."""
+    before = model.training
+    model.eval()
+    if checkpointing:
+        for module in model.modules():
+            module.training = getattr(module, "gradient_checkpointing", False) is True
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+def _repeat(batch: Batch, count: int) -> Batch:
+    """Return the batch `count` times over, group-major."""
+    if count == 1:
+        return batch
+    return replace(
+        batch,
+        input_ids=batch.input_ids.repeat(count, 1),
+        attention_mask=batch.attention_mask.repeat(count, 1),
+        labels=batch.labels.repeat(count, 1),
+        index=batch.index * count,
+    )

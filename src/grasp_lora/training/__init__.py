@@ -1,0 +1,7 @@
+"""One training loop with callbacks, and the selection of what is pruned."""
+
+from .callbacks import Callback, FixedRatio, commit_mask
+from .loop import Outcome, Plumbing, TrainingLoop
+from .selector import MaskSelector
+
+__all__ = ["Callback", "FixedRatio", "MaskSelector", "Outcome", "Plumbing", "TrainingLoop", "commit_mask"]

@@ -1,0 +1,91 @@
+"""What attaches to a training loop: a few hooks, so that the same object can serve other loops later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..adapters.bank import AdapterBank, CommitReport
+from .selector import MaskSelector
+
+
+class Callback(Protocol):
+    """Hooks of a training loop, in the order in which an update calls them."""
+
+    def start(self) -> None:
+        """Called once before the first update of a run that is not resumed from a checkpoint."""
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Called once, before `start`, and also when a run is resumed."""
+
+    def after_backward(self) -> None:
+        """Called when the gradient of an update is complete, before the optimizer step."""
+
+    def after_step(self, step: int, loss: float) -> bool:
+        """Called after optimizer step `step` (from 1), whose training loss was `loss`; True stops the run."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and JSON values for a checkpoint."""
+
+    def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+        """Put back what `state` returned."""
+
+
+@torch.no_grad()
+def commit_mask(bank: AdapterBank, kept: Tensor, optimizer: torch.optim.Optimizer | None) -> CommitReport:
+    """Commit `kept` to the bank and clear Adam's moments of the entries that are newly pruned."""
+    gone = bank.kept & ~kept
+    report = bank.commit(kept)
+    moments = optimizer.state.get(bank.values, {}) if optimizer is not None else {}
+    for name in ("exp_avg", "exp_avg_sq"):
+        if name in moments:
+            moments[name].masked_fill_(gone, 0.0)
+    return report
+
+
+class FixedRatio:
+    """Prune at one ratio before the first update and hold it: the final run, and pruning baselines.
+
+    `static` keeps the first mask; `dynamic` selects again after every update, pruned entries ranked by their stash.
+    """
+
+    def __init__(self, bank: AdapterBank, selector: MaskSelector, ratio: float, *, dynamic: bool) -> None:
+        self._bank, self._selector, self._ratio, self._dynamic = bank, selector, ratio, dynamic
+        self._optimizer: torch.optim.Optimizer | None = None
+        self.flips: list[float] = []
+
+    def attach(self, optimizer: torch.optim.Optimizer) -> None:
+        """Remember the optimizer, whose moments a commit clears."""
+        self._optimizer = optimizer
+
+    def start(self) -> None:
+        """Prune at the ratio."""
+        self._select()
+
+    def after_backward(self) -> None:
+        """Feed the importance statistics, then keep pruned entries out of the optimizer."""
+        self._selector.after_backward()
+        self._bank.mask_gradient()
+
+    def after_step(self, step: int, loss: float) -> bool:
+        """Hold pruned entries at zero; select again when the mask is dynamic."""
+        self._bank.enforce()
+        if self._dynamic:
+            self.flips.append(self._select())
+        return False
+
+    def _select(self) -> float:
+        return commit_mask(self._bank, self._selector.ranking().kept(self._ratio), self._optimizer).flipped
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return the selector's state and the flips so far."""
+        tensors, plain = self._selector.state()
+        return tensors, {"selector": plain, "flips": list(self.flips)}
+
+    def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+        """Put back what `state` returned."""
+        self._selector.load_state(tensors, plain["selector"])
+        self.flips = [float(value) for value in plain["flips"]]

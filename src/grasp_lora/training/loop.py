@@ -1,0 +1,284 @@
+"""One training loop for adapter training, controller run and final run; it stops and resumes to the bit on the CPU."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import TrainingConfig
+from ..data import Encoded, collate, epoch_order
+from ..errors import Interrupted, TrainingError
+from ..probing import Attached, Evaluator, example_losses
+from ..rng import forked_global_state
+from .callbacks import Callback
+from .selector import MaskSelector
+
+Log = Callable[[str, dict[str, Any]], None]
+Save = Callable[[dict[str, Tensor], dict[str, Any]], None]
+
+
+@dataclass
+class Position:
+    """Where a run stands. Everything in it is JSON; tensors are kept beside it."""
+
+    epoch: int = 0
+    update: int = 0  # within the epoch
+    step: int = 0
+    stopped: bool = False
+    best_epoch: int | None = None
+    epochs_since_best: int = 0
+    dev_losses: list[float] = field(default_factory=list)
+    epoch_losses: list[float] = field(default_factory=list)
+    loss_sum: float = 0.0
+    trained_tokens: int = 0
+    dev_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. Losses are means over examples of the mean cross-entropy of answer tokens (nats).
+
+    `trained_tokens` went forward and backward, `dev_tokens` forward only; padding is not counted.
+    """
+
+    steps: int
+    epochs: int
+    best_epoch: int | None
+    dev_losses: tuple[float, ...]
+    train_losses: tuple[float, ...]
+    stopped_early: bool
+    trained_tokens: int
+    dev_tokens: int
+
+
+@dataclass(frozen=True)
+class Plumbing:
+    """What a loop is called and reports to. `poll` says whether the user asked to stop; `save` keeps a checkpoint."""
+
+    name: str = "training"
+    log: Log = lambda _kind, _values: None
+    save: Save | None = None
+    poll: Callable[[], bool] = lambda: False
+    show: Callable[..., None] = lambda **_values: None
+    checkpoint_every: int = 50
+
+
+class TrainingLoop:
+    """Trains a bank's values with AdamW; callbacks prune, probe and stop."""
+
+    def __init__(
+        self,
+        attached: Attached,
+        items: Sequence[Encoded],
+        config: TrainingConfig,
+        *,
+        seed: int,
+        dev: Evaluator | None = None,
+        callbacks: Sequence[Callback] = (),
+        selector: MaskSelector | None = None,
+        plumbing: Plumbing | None = None,
+    ) -> None:
+        self._model, self._injection, self.bank = attached.model, attached.injection, attached.bank
+        self._items, self._config, self._seed, self._pad_id = items, config, seed, attached.pad_id
+        self._dev, self._callbacks, self._selector = dev, callbacks, selector
+        self._io = plumbing or Plumbing()
+        self._name = self._io.name
+        self.optimizer = torch.optim.AdamW([self.bank.values], lr=config.lr, weight_decay=config.weight_decay)
+        self._needs_random = config.dropout > 0.0 or _has_dropout(attached.model)
+        self.position = Position()
+        self._best: dict[str, Tensor] = {}
+        for callback in callbacks:
+            callback.attach(self.optimizer)
+
+    @property
+    def updates_per_epoch(self) -> int:
+        """Optimizer steps of one epoch; the last one of an epoch may hold fewer examples."""
+        return math.ceil(len(self._items) / (self._config.batch_size * self._config.accumulation))
+
+    def run(self) -> Outcome:
+        """Train to the end, or from where `load` left it, and leave the best epoch's values in the bank.
+
+        Raises `TrainingError` for a loss that is not finite or memory that runs out, `Interrupted` when asked to stop;
+        the last checkpoint stays.
+        """
+        mode = self._model.training
+        try:
+            if self.position.step == 0:
+                for callback in self._callbacks:
+                    callback.start()
+            self._epochs()
+        except torch.OutOfMemoryError as error:
+            raise TrainingError(
+                f"out of GPU memory at step {self.position.step + 1} of {self._name} ({error}). Lower batch_size (and "
+                "raise accumulation), task.max_length or eval_batch_size, set model.gradient_checkpointing=true, or "
+                "model.quantization; then go on with --resume."
+            ) from None
+        finally:
+            self._model.train(mode)
+        if self._best:
+            self.bank.load_state(self._best)
+        self._require_finite()
+        return self._outcome()
+
+    def _epochs(self) -> None:
+        position, order = self.position, None
+        while position.epoch < self._config.epochs and not position.stopped:
+            if position.update == self.updates_per_epoch:
+                self._end_epoch()
+                order = None
+                continue
+            order = order if order is not None else epoch_order(len(self._items), self._seed, position.epoch)
+            self._update(order)
+            if self._io.poll():
+                self._checkpoint()
+                raise Interrupted(f"stopped after step {position.step} of {self._name}. Go on with --resume.")
+            if position.step % self._io.checkpoint_every == 0:
+                self._checkpoint()
+
+    def _update(self, order: Sequence[int]) -> None:
+        position, config = self.position, self._config
+        size = config.batch_size * config.accumulation
+        chosen = order[position.update * size : (position.update + 1) * size]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._backward(chosen)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss} at step {position.step + 1} of {self._name}. The last checkpoint is kept. "
+                f"Lower the learning rate (now {self._rate():g}) or set max_grad_norm, and start again."
+            )
+        for callback in self._callbacks:
+            callback.after_backward()
+        if config.max_grad_norm is not None:
+            nn.utils.clip_grad_norm_([self.bank.values], config.max_grad_norm)
+        self.optimizer.param_groups[0]["lr"] = self._rate()
+        self.optimizer.step()
+        position.step += 1
+        position.update += 1
+        position.loss_sum += loss * len(chosen)
+        self._io.log("step", {"step": position.step, "epoch": position.epoch, "loss": loss, "lr": self._rate()})
+        self._io.show(loss=loss)
+        stops = [callback.after_step(position.step, loss) for callback in self._callbacks]
+        position.stopped = any(stops)
+
+    def _backward(self, chosen: Sequence[int]) -> float:
+        """Accumulate the gradient of the mean loss over `chosen` and return that loss."""
+        if not self._needs_random:
+            return self._accumulate(chosen)
+        with forked_global_state(self._seed, self._name, "dropout", self.position.step):
+            return self._accumulate(chosen)
+
+    def _accumulate(self, chosen: Sequence[int]) -> float:
+        self._model.train()
+        total = 0.0
+        width = self._config.batch_size
+        for start in range(0, len(chosen), width):
+            items = [self._items[i] for i in chosen[start : start + width]]
+            batch = collate(items, self._pad_id).to(self.bank.values.device)
+            self.position.trained_tokens += sum(len(item.input_ids) for item in items)
+            with self._injection.active(self.bank.merged(), dropout=self._config.dropout):
+                if self._selector is None:
+                    losses = example_losses(self._model, batch)
+                else:
+                    with self._selector.gathering(batch.attention_mask):
+                        losses = example_losses(self._model, batch)
+                loss = losses.sum() / len(chosen)
+                loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.item()
+        return total
+
+    def _rate(self) -> float:
+        return self._config.lr * self._config.lr_decay**self.position.epoch
+
+    def _end_epoch(self) -> None:
+        position = self.position
+        train_loss = position.loss_sum / len(self._items)
+        position.epoch_losses.append(train_loss)
+        event: dict[str, Any] = {"epoch": position.epoch, "train_loss": train_loss}
+        if self._dev is not None:
+            event["dev_loss"] = self._judge(self._dev)
+        self._io.log("epoch", event)
+        position.epoch, position.update, position.loss_sum = position.epoch + 1, 0, 0.0
+
+    def _judge(self, dev: Evaluator) -> float:
+        position, before = self.position, dev.token_passes
+        loss = float(dev.losses().mean())
+        position.dev_tokens += dev.token_passes - before
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the dev loss became {loss} at step {position.step} of {self._name}. The last checkpoint is kept. "
+                "Lower the learning rate or set max_grad_norm, and start again."
+            )
+        best = min(position.dev_losses, default=math.inf)
+        position.dev_losses.append(loss)
+        if loss < best:
+            position.best_epoch, position.epochs_since_best = position.epoch, 0
+            self._best = self.bank.state()
+        else:
+            position.epochs_since_best += 1
+            patience = self._config.patience
+            position.stopped = patience is not None and position.epochs_since_best >= patience
+        return loss
+
+    def _outcome(self) -> Outcome:
+        p = self.position
+        epochs = p.epoch + (1 if p.update else 0)
+        return Outcome(
+            p.step, epochs, p.best_epoch, tuple(p.dev_losses), tuple(p.epoch_losses), p.stopped,
+            p.trained_tokens, p.dev_tokens,
+        )  # fmt: skip
+
+    def _checkpoint(self) -> None:
+        if self._io.save is None:
+            return
+        self._require_finite()
+        self._io.save(*self.state())
+
+    def _require_finite(self) -> None:
+        if not bool(torch.isfinite(self.bank.values).all()):
+            raise TrainingError(
+                f"adapter values stopped being finite by step {self.position.step} of {self._name}. The checkpoint "
+                "before is kept. Lower the learning rate or set max_grad_norm, and start again."
+            )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and JSON values from which `load` goes on to the bit."""
+        tensors = {f"bank.{k}": v for k, v in self.bank.state().items()}
+        tensors |= {f"best.{k}": v for k, v in self._best.items()}
+        tensors |= {f"adam.{k}": v.clone() for k, v in self.optimizer.state.get(self.bank.values, {}).items()}
+        plain: dict[str, Any] = {"position": asdict(self.position), "callbacks": []}
+        for index, callback in enumerate(self._callbacks):
+            own, values = callback.state()
+            tensors |= {f"callback{index}.{k}": v for k, v in own.items()}
+            plain["callbacks"].append(values)
+        return tensors, plain
+
+    def load(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+        """Put back what `state` returned, made with the same configuration and data."""
+        self.position = Position(**plain["position"])
+        self.bank.load_state(_part(tensors, "bank."))
+        self._best = {k: v.to(self.bank.values.device) for k, v in _part(tensors, "best.").items()}
+        device = self.bank.values.device
+        adam = {k: v.clone() if k == "step" else v.to(device, copy=True) for k, v in _part(tensors, "adam.").items()}
+        if adam:
+            self.optimizer.state[self.bank.values] = adam
+        for index, callback in enumerate(self._callbacks):
+            callback.load_state(_part(tensors, f"callback{index}."), plain["callbacks"][index])
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _has_dropout(model: nn.Module) -> bool:
+    """Return whether any dropout of the base model can be active, so that the global random state matters."""
+    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+        return True
+    settings = getattr(model, "config", None)
+    nested = [settings, getattr(settings, "text_config", None)]
+    values = [pair for part in nested if part is not None for pair in vars(part).items()]
+    return any("drop" in key and isinstance(value, float) and value > 0 for key, value in values)

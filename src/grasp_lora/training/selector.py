@@ -1,0 +1,102 @@
+"""One implementation of "which entries go first" for search, final run and baselines.
+
+The selector owns the statistics that an importance rule needs and says when to gather them: channel norms during the
+training forward, gradients after the backward. Both cover the passes since the last selection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..adapters.bank import AdapterBank
+from ..adapters.importance import Sensitivity, activation, magnitude
+from ..adapters.inject import ChannelNorms, Injection
+from ..adapters.masks import Ranking, rank
+from ..config import PruneConfig
+from ..errors import TrainingError
+from ..probing import Evaluator
+
+
+class MaskSelector:
+    """Ranks the entries of a bank by the configured importance and scope.
+
+    `probe` supplies the statistics of the first selection (its micro-dev pass); later ones use the training passes
+    since the selection before. Probing and dev passes feed nothing. `magnitude` needs no probe; the others raise
+    ValueError without one.
+    """
+
+    def __init__(self, bank: AdapterBank, injection: Injection, prune: PruneConfig, probe: Evaluator | None) -> None:
+        if probe is None and prune.importance != "magnitude":
+            raise ValueError(f"importance {prune.importance} needs an evaluator of the micro-dev examples")
+        self._bank, self._injection, self._prune, self._probe = bank, injection, prune, probe
+        self._norms = ChannelNorms()
+        self._sensitivity = Sensitivity(bank) if prune.importance == "sensitivity" else None
+        self._selections = 0
+
+    def gathering(self, mask: Tensor) -> AbstractContextManager[None]:
+        """Wrap a training forward over a batch with attention mask (B, T)."""
+        if self._prune.importance != "activation":
+            return nullcontext()
+        return self._injection.gathering(self._norms, mask)
+
+    def after_backward(self) -> None:
+        """Feed gradients; call before they are masked."""
+        if self._sensitivity is not None:
+            self._sensitivity.observe()
+
+    def ranking(self) -> Ranking:
+        """Return the ranking of all entries now, and start gathering anew.
+
+        Raises `TrainingError` when an importance is not a number.
+        """
+        scores = self._scores()
+        self._norms.reset()
+        self._selections += 1
+        if not bool(torch.isfinite(scores).all()):
+            raise TrainingError(
+                f"prune.importance: {self._prune.importance} gave values that are not finite. "
+                "Lower the learning rate or use --set prune.importance=magnitude."
+            )
+        return rank(scores, self._bank.segments(self._prune.scope))
+
+    def _scores(self) -> Tensor:
+        if self._prune.importance == "magnitude":
+            return magnitude(self._bank)
+        assert self._probe is not None  # checked in the constructor
+        if self._sensitivity is not None:
+            if self._sensitivity.observed == 0:
+                self._probe.accumulate_gradient()
+                self._sensitivity.observe()
+                self._bank.values.grad = None
+            return self._sensitivity.scores()
+        norms = self._norms
+        if self._selections == 0 or not norms.squares:
+            norms = ChannelNorms()
+            self._probe.losses(norms=norms)
+        return activation(self._bank, norms.norms())
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return tensors and plain values for a checkpoint."""
+        tensors = {f"norms.{module}": square for module, square in self._norms.squares.items()}
+        plain: dict[str, Any] = {"selections": self._selections}
+        if self._sensitivity is not None:
+            tensors |= {"mean": self._sensitivity.mean, "deviation": self._sensitivity.deviation}
+            plain["observed"] = self._sensitivity.observed
+        return tensors, plain
+
+    def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+        """Put back what `state` returned."""
+        device = self._bank.values.device
+        self._norms.squares = {
+            key.removeprefix("norms."): value.to(device) for key, value in tensors.items() if key.startswith("norms.")
+        }
+        self._selections = int(plain["selections"])
+        if self._sensitivity is not None:
+            self._sensitivity.mean = tensors["mean"].to(device)
+            self._sensitivity.deviation = tensors["deviation"].to(device)
+            self._sensitivity.observed = int(plain["observed"])

@@ -1,0 +1,103 @@
+"""Every diagnostic is provoked once, and stays silent on a healthy run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from tests.controller.test_controller import step, valley
+
+from grasp_lora.config import ControllerConfig
+from grasp_lora.controller import Controller, Proposal
+from grasp_lora.controller.landscape import Slice
+
+
+def codes(controller: Controller) -> set[str]:
+    found = controller.diagnostics()
+    assert all(d.seen and d.why and d.advice for d in found)
+    return {d.code for d in found}
+
+
+def probe(controller: Controller, loss: object, rounds: int, m: int = 8) -> Controller:
+    """Run rounds on a loss without noise between examples."""
+    rng = np.random.default_rng(0)
+    for t in range(1, rounds + 1):
+        samples = (controller.ask(t) or Proposal(t, tuple(rng.uniform(0, 0.9, 3)))).samples
+        base = loss(controller.applied_ratio) + np.arange(m) + rng.normal(0, 1e-4, m)
+        controller.tell(Proposal(t, samples), base, [loss(p) + np.arange(m) + rng.normal(0, 1e-4, m) for p in samples])
+    return controller
+
+
+def test_a_healthy_run_has_none_of_the_warnings() -> None:
+    controller, slice_ = Controller(ControllerConfig(), 5), Slice(valley(), 5)
+    for t in range(12):
+        if controller.should_stop() is None:
+            step(controller, slice_, t)
+        controller.observe(flips=0.02, cleared=0.01, micro=2.0, train=2.1)
+    assert {d.code for d in controller.diagnostics() if d.severity == "warning"} == set()
+
+
+def test_over_pruning_in_the_released_preset() -> None:
+    controller = Controller(ControllerConfig(preset="released", policy_lr=5.0), 0)
+    probe(controller, lambda p: -p, 12)
+    assert controller.state.mean == pytest.approx(0.8, abs=0.02)
+    assert "over_pruning" in codes(controller)
+
+
+def test_stuck_at_the_lower_bound() -> None:
+    controller = Controller(ControllerConfig(preset="released"), 0)
+    for t in range(1, 31):
+        controller.tell_rewards(Proposal(t, (0.1, 0.2, 0.3)), None, [0.5, 0.0, -0.5])
+    assert controller.state.mean == 0.1
+    assert "stuck_at_bound" in codes(controller)
+
+
+@pytest.mark.parametrize(("best", "bound"), [(0.9, "p_max=0.5"), (0.0, "p_min=0.2")])
+def test_p_star_at_a_bound(best: float, bound: str) -> None:
+    controller = Controller(ControllerConfig(p_min=0.2, p_max=0.5), 0)
+    probe(controller, lambda p: (p - best) ** 2, 4)
+    (found,) = [d for d in controller.diagnostics() if d.code == "p_star_at_bound"]
+    assert bound in found.seen
+
+
+def test_candidates_that_do_not_differ() -> None:
+    controller = probe(Controller(ControllerConfig(), 0), lambda _p: 1.0, 6)
+    assert "candidates_alike" in codes(controller)
+
+
+def test_mask_thrashing_and_frequent_clearing() -> None:
+    controller = probe(Controller(ControllerConfig(), 0), lambda p: p**2, 3)
+    for _ in range(4):
+        controller.observe(flips=0.3, cleared=0.15)
+    assert not {"mask_thrashing", "optimizer_cleared"} & codes(controller)  # four commits are no habit yet
+    controller.observe(flips=0.3, cleared=0.15)
+    assert {"mask_thrashing", "optimizer_cleared"} <= codes(controller)
+
+
+def test_micro_dev_unlike_dev_or_first_train_loss() -> None:
+    quiet = probe(Controller(ControllerConfig(), 0), lambda p: p**2, 3)  # examples 0..7: standard error 0.87
+    quiet.observe(micro=4.0, dev=4.5, train=3.0)
+    assert "micro_dev_unrepresentative" not in codes(quiet)
+    quiet.observe(dev=7.0)
+    assert "micro_dev_unrepresentative" in codes(quiet)
+    other = probe(Controller(ControllerConfig(), 0), lambda p: p**2, 3)
+    other.observe(micro=4.0, train=0.5)
+    assert "micro_dev_unrepresentative" in codes(other)
+    late = probe(Controller(ControllerConfig(), 0), lambda p: p**2, 3)
+    late.observe(micro=4.0, train=3.9)
+    late.observe(micro=4.0, train=0.1)  # learned by heart: no finding
+    assert "micro_dev_unrepresentative" not in codes(late)
+
+
+def test_an_uncertain_answer_is_called_so() -> None:
+    land = replace(valley(), loss=tuple(2.0 for _ in valley().p), noise_sd=0.05)
+    controller, slice_ = Controller(ControllerConfig(early_stop=False), 2), Slice(land, 2)
+    for t in range(4):
+        step(controller, slice_, t)
+    assert "p_star_uncertain" in codes(controller)
+
+
+def test_unknown_observations_are_refused() -> None:
+    with pytest.raises(TypeError, match="unknown observations"):
+        Controller(ControllerConfig(), 0).observe(flip=0.1)

@@ -1,0 +1,146 @@
+"""The stages as functions on what a user of Hugging Face libraries already has."""
+
+import datasets
+import pytest
+import torch
+from world import load_plain, with_peft
+
+import grasp_lora
+from grasp_lora import api, evaluate, export, finalize, save, search, setup, train_adapter
+from grasp_lora.data import build_task, encode
+from grasp_lora.errors import ConfigError, DataError
+from pico import pico_model, pico_rows, pico_tokenizer
+
+CONFIG = {
+    "task": {"language": "en", "prompt": "{context} {question}=", "max_length": 96, "max_new_tokens": 4},
+    "lora": {"r": 2, "alpha": 8},
+    "train_source": {"epochs": 1, "batch_size": 4, "lr": 0.02},
+    "train_target": {"epochs": 1, "batch_size": 3, "lr": 0.02},
+    "search": {"epochs": 1, "batch_size": 2, "lr": 0.02},
+    "finalize": {"epochs": 1, "accumulation": 2, "lr": 0.02},
+    "controller": {"interval": 2, "candidates": 2},
+    "evaluate": {"bootstrap": 20},
+}
+ROWS = {name: pico_rows(count, name) for name, count in {"train": 6, "dev": 3, "micro_dev": 3, "test": 3}.items()}
+
+
+def base_loss(model, rows):
+    """Mean over examples of the mean cross-entropy of answer tokens, by transformers' own loss."""
+    task = build_task("qa", "en", CONFIG["task"]["prompt"])
+    losses = []
+    for item in encode(api.examples_from_records(rows, "qa", {}, "rows"), task, pico_tokenizer(), 96).items:
+        ids = torch.tensor([item.input_ids])
+        labels = ids.clone()
+        labels[0, : item.prompt_length] = -100
+        with torch.no_grad():
+            losses.append(model(ids, labels=labels).loss.item())
+    return sum(losses) / len(losses)
+
+
+@pytest.fixture(scope="module")
+def work(pico_folder):
+    return setup(load_plain(pico_folder), pico_tokenizer(), config=CONFIG, source={"train": pico_rows(8, "en")}, **ROWS)
+
+
+@pytest.fixture(scope="module")
+def final(work):
+    adapters = [train_adapter(work, "source"), train_adapter(work)]
+    found = search(work, adapters)
+    return adapters, found, finalize(work, adapters, found.p_star)
+
+
+def test_the_story_on_objects(work, final, tmp_path, pico_folder):
+    adapters, found, result = final
+    assert isinstance(found, api.SearchResult)
+    assert isinstance(result, api.FinalResult)
+    assert found.rounds == 1
+    assert result.ratio == found.p_star
+    scores = evaluate(work, result)
+    assert isinstance(scores, api.SystemScores)
+    assert scores.score("loss").n == len(scores.predictions) == 3
+    with pytest.raises(KeyError):
+        scores.score("rouge")
+
+    exported = export(work, result, tmp_path / "out")
+    served = with_peft(pico_folder, exported.adapter)
+    assert base_loss(served, ROWS["test"]) == pytest.approx(scores.score("loss").value, rel=1e-5)
+    before = (exported.adapter / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(grasp_lora.errors.GraspError, match="exists"):
+        export(work, result, tmp_path / "out")
+    assert (exported.adapter / "adapter_model.safetensors").read_bytes() == before
+    export(work, result, tmp_path / "out", overwrite=True)
+
+    folder = save(work, adapters[1], tmp_path / "target")
+    alone = evaluate(work, adapters[1]).score("loss").value
+    assert evaluate(work, folder).score("loss").value == pytest.approx(alone, rel=1e-6)
+    assert base_loss(with_peft(pico_folder, folder), ROWS["test"]) == pytest.approx(alone, rel=1e-5)
+
+
+def test_adapters_as_folders_objects_or_trained(work, final, tmp_path):
+    adapters, found, _ = final
+    folders = [save(work, adapter, tmp_path / name) for name, adapter in zip(("en", "ar"), adapters, strict=True)]
+    assert search(work, adapters).p_star == search(work, [adapter.factors for adapter in adapters]).p_star
+    assert search(work, folders).rounds == found.rounds
+
+
+def test_further_training_starts_from_the_adapter(work, final):
+    adapters, _, _ = final
+    tuned = train_adapter(work, start=adapters[0])
+    assert tuned.outcome.train_losses[0] != adapters[1].outcome.train_losses[0]
+    assert tuned.factors.modules.keys() == adapters[0].factors.modules.keys()
+
+
+def test_the_bare_model_is_left_as_it_was(work, final):
+    zero = evaluate(work).score("loss").value
+    assert zero == pytest.approx(base_loss(work.base.model, ROWS["test"]), rel=1e-6)
+    assert not any("lora" in name for name, _ in work.base.model.named_parameters())
+    assert not any(parameter.requires_grad for parameter in work.base.model.parameters())
+    assert not any(module._forward_hooks for module in work.base.model.modules())
+
+
+def test_examples_as_datasets_files_or_lists(pico_folder, tmp_path):
+    model, tokenizer = load_plain(pico_folder), pico_tokenizer()
+    path = tmp_path / "dev.jsonl"
+    datasets.Dataset.from_list(ROWS["dev"]).to_json(path)
+    squad = [{**row, "answers": {"text": [row["answer"]], "answer_start": [0]}} for row in ROWS["test"]]
+    mixed = setup(
+        model, tokenizer, train=datasets.Dataset.from_list(ROWS["train"]), dev=path, micro_dev=iter(ROWS["micro_dev"]),
+        test=datasets.Dataset.from_list([{k: v for k, v in row.items() if k != "answer"} for row in squad]),
+        config=CONFIG,
+    )  # fmt: skip
+    plain = setup(model, tokenizer, config=CONFIG, **ROWS)
+    for split in ROWS:
+        assert mixed.items(split) == plain.items(split)
+
+
+def test_mistakes_are_told_before_anything_is_trained(pico_folder):
+    model, tokenizer = load_plain(pico_folder), pico_tokenizer()
+    with pytest.raises(DataError, match=r"target\.train and target\.dev share 3"):
+        setup(model, tokenizer, train=ROWS["dev"], dev=ROWS["dev"], config=CONFIG)
+    with pytest.raises(DataError, match="data.micro_dev_size"):
+        setup(model, tokenizer, train=ROWS["train"], micro_dev=pico_rows(20, "m"), config=CONFIG)
+    with pytest.raises(DataError, match=r"target\.train, record 2: field 'question'"):
+        setup(model, tokenizer, train=[ROWS["train"][0], {"context": "x", "answer": "y"}], config=CONFIG)
+    with pytest.raises(ConfigError, match="interval"):
+        setup(model, tokenizer, train=ROWS["train"], config={"controller": {"intervals": 3}})
+    without = setup(model, tokenizer, train=ROWS["train"], config=CONFIG)
+    for call in (lambda: search(without, []), lambda: evaluate(without), lambda: train_adapter(without, "source")):
+        with pytest.raises(grasp_lora.errors.GraspError):
+            call()
+    with pytest.raises(ConfigError, match="did you mean 0.65|Did you mean 0.65"):
+        finalize(without, [], 65)
+
+
+def test_a_model_that_came_from_nowhere_is_not_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    made = setup(pico_model("llama"), pico_tokenizer(), train=ROWS["train"], config=CONFIG)
+    assert made.base.fingerprint == "commit:None"
+    assert made.base.name == "llama"
+
+
+def test_every_name_is_there_and_no_other():
+    for name in grasp_lora.__all__:
+        assert callable(getattr(grasp_lora, name))
+    with pytest.raises(AttributeError, match="no attribute 'serach'"):
+        _ = grasp_lora.serach

@@ -1,0 +1,78 @@
+"""What `--dry-run` promises is what the run does."""
+
+import json
+
+import pytest
+from world import World
+
+from grasp_lora.pipeline.plan import make_plan
+from grasp_lora.pipeline.story import run_pipeline
+
+SETTINGS = {
+    "all": {
+        "evaluate__rivals": ["sequential", "merged"],
+        "train_target__patience": None,
+        "finalize__patience": None,
+        "search__patience": 9,
+    },
+    "rounds": {"controller__rounds": 2, "search__epochs": 4, "prune__importance": "sensitivity"},
+    "rounds at the end of an epoch": {"controller__rounds": 3, "search__epochs": 4, "search__patience": 9},
+    "activation": {
+        "prune__importance": "activation",
+        "controller__preset": "released",
+        "finalize__mask": "dynamic",
+        "merge__rule": "sum_deltas",
+        "search__accumulation": 2,
+        "controller__interval": 1,
+        "adapters__source": "en",
+    },
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_plan_is_what_the_run_does(name, world):
+    changes = dict(SETTINGS[name])
+    if "adapters__source" in changes:
+        changes["adapters__source"] = world.adapter("en", r=3, target_modules=["q_proj"])
+    config = world.config(**changes)
+    plan = {stage.name: stage for stage in make_plan(config).stages}
+    results = run_pipeline(config).results
+    cost = results["cost"]
+    assert set(plan) - {"evaluate"} == set(cost)
+    for stage, row in cost.items():
+        assert (stage, plan[stage].steps) == (stage, row["optimizer_steps"])
+        assert (stage, plan[stage].token_passes) == (stage, row["token_passes"])
+    micro, dev = 3, len(results["search"]["outcome"]["dev_losses"]) * 3
+    assert plan["search"].forward == results["search"]["evaluations"] * micro + dev
+    systems = len(results["systems"])
+    assert plan["evaluate"].forward == 2 * 3 * systems
+
+
+def test_the_plan_reads_no_weights_and_leaves_nothing(world, cli, no_weights):
+    said = cli("run", "--config", world.file(), "--dry-run", "--json")
+    plan = json.loads(said.out)
+    assert said.code == 0
+    assert [stage["name"] for stage in plan["stages"]] == [
+        "source_adapter", "target_adapter", "search", "finalize", "evaluate",
+    ]  # fmt: skip
+    # r 2 on q (32, 32) and v (16, 32), two layers, two adapters
+    assert plan["trainable"] == 2 * 2 * 2 * ((32 + 32) + (16 + 32))
+    assert plan["memory"] > 4 * plan["parameters"]
+    assert not (world.root / "run").exists()
+    shown = cli("run", "--config", world.file(), "--dry-run")
+    assert "optimizer steps" in shown.out
+    assert "estimated peak memory" in shown.out
+
+
+def test_trainable_counts_given_and_fresh_adapters(world):
+    given = world.adapter("en", r=3, target_modules=["q_proj"])
+    plan = make_plan(world.config(adapters__source=given, merge__rule="sum_deltas"))
+    assert plan.trainable == 2 * 3 * (32 + 32) + 2 * 2 * ((32 + 32) + (16 + 32))
+
+
+def test_leakage_that_is_allowed_is_told_in_the_plan(tmp_path, pico_folder):
+    world = World(tmp_path, pico_folder)
+    (world.data / "dev.jsonl").write_bytes((world.data / "train.jsonl").read_bytes())
+    plan = make_plan(world.config(data__allow_leakage=True))
+    assert len(plan.warnings) == 1
+    assert "target.train and target.dev share 6" in plan.warnings[0]

@@ -1,0 +1,110 @@
+"""The evaluator: the same losses in any batches, nothing changed by it, costs counted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tests.pico import pico_adapter, pico_model, pico_setup, undrawn
+
+from grasp_lora.adapters.inject import ChannelNorms, Injection
+from grasp_lora.adapters.masks import rank
+from grasp_lora.probing import Evaluator
+
+
+@pytest.fixture
+def parts():
+    model = pico_model("llama", torch.float64)
+    work = pico_setup(model)
+    bank = work.bank([pico_adapter(model, "en"), pico_adapter(model, "ar")])
+    with Injection(model, bank.modules) as injection:
+        yield work, bank, work.attach(injection, bank)
+
+
+def masks(bank, *ratios):
+    ranking = rank(bank.dense().abs(), bank.segments("global"))
+    return [ranking.kept(p) for p in ratios]
+
+
+def test_losses_do_not_depend_on_batches_or_budget(parts):
+    work, bank, attached = parts
+    items = work.items("micro_dev")
+    whole = Evaluator(attached, items)
+    wanted, many = whole.losses(), whole.candidate_losses(masks(bank, 0.2, 0.8))
+    assert wanted.dtype == torch.float64
+    assert many.shape == (2, 6)
+    for batch_size, budget in ((1, 65536), (4, 65536), (16, 1), (16, 120)):
+        other = Evaluator(attached, items, batch_size=batch_size, token_budget=budget)
+        torch.testing.assert_close(other.losses(), wanted, rtol=0, atol=1e-10)
+        torch.testing.assert_close(other.candidate_losses(masks(bank, 0.2, 0.8)), many, rtol=0, atol=1e-10)
+
+
+def test_losses_stand_in_the_order_of_the_examples(parts):
+    work, _, attached = parts
+    items = work.items("micro_dev")
+    wanted = Evaluator(attached, items).losses()
+    backwards = Evaluator(attached, items[::-1]).losses()
+    torch.testing.assert_close(backwards.flip(0), wanted, rtol=0, atol=1e-10)
+
+
+def test_probing_changes_nothing(parts):
+    work, bank, attached = parts
+    bank.commit(masks(bank, 0.4)[0])
+    attached.model.train()
+    before = {name: value.clone() for name, value in bank.state().items()}
+    weights = {name: value.clone() for name, value in attached.model.state_dict().items()}
+    probe = work.evaluator(attached, "micro_dev")
+    with undrawn():
+        probe.candidate_losses(masks(bank, 0.1, 0.9))
+        probe.losses(norms=ChannelNorms())
+        probe.accumulate_gradient()
+    assert all(torch.equal(value, before[name]) for name, value in bank.state().items())
+    assert all(torch.equal(value, weights[name]) for name, value in attached.model.state_dict().items())
+    assert all(module.training for module in attached.model.modules())
+
+
+def test_revived_entries_are_probed_at_their_stashed_value(parts):
+    work, bank, attached = parts
+    probe = work.evaluator(attached, "micro_dev")
+    whole = probe.losses()
+    bank.commit(masks(bank, 0.7)[0])
+    assert (probe.losses() - whole).abs().max() > 1e-3
+    everything = torch.ones_like(bank.kept)
+    torch.testing.assert_close(probe.candidate_losses([everything])[0], whole, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_gradient_is_that_of_the_mean_loss_whatever_mode_the_model_is_in(checkpointing):
+    model = pico_model("gpt2", torch.float64, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
+    work = pico_setup(model, {"model": {"gradient_checkpointing": checkpointing}})
+    bank = work.bank([pico_adapter(model, "en")])
+    layers = []
+    handle = model.transformer.h[0].register_forward_hook(lambda module, *_: layers.append(module.training))
+    with Injection(model, bank.modules) as injection:
+        probe = work.evaluator(work.attach(injection, bank), "micro_dev", batch_size=2)
+        model.train()
+        probe.accumulate_gradient()
+        gradient, step, mean = bank.values.grad.clone(), 1e-6, []
+        direction = torch.linspace(-1, 1, len(gradient), dtype=torch.float64)
+        for sign in (1, -1):
+            with torch.no_grad():
+                bank.values.add_(sign * step * direction)
+                mean.append(float(probe.losses().mean()))
+                bank.values.sub_(sign * step * direction)
+    handle.remove()
+    assert float(gradient @ direction) == pytest.approx((mean[0] - mean[1]) / (2 * step), rel=1e-6)
+    assert layers[0] is checkpointing
+
+
+def test_costs_are_tokens_without_padding(parts):
+    work, bank, attached = parts
+    tokens = sum(len(item.input_ids) for item in work.items("micro_dev"))
+    probe = work.evaluator(attached, "micro_dev", batch_size=4)
+    probe.losses()
+    assert probe.token_passes == tokens
+    probe.candidate_losses(masks(bank, 0.1, 0.2, 0.3))
+    assert probe.token_passes == 4 * tokens
+
+
+def test_an_empty_list_is_refused(parts):
+    with pytest.raises(ValueError, match="at least one example"):
+        Evaluator(parts[2], [])
