@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from ..adapters.bank import AdapterBank
@@ -67,13 +67,18 @@ class Evaluator:
     def candidate_losses(self, masks: Sequence[Tensor]) -> Float64[Tensor, "c m"]:
         """Return the loss of every example under each mask (n,), shape (C, m), float64 on the CPU.
 
-        Entries that a mask keeps and the committed one had pruned come back at their stashed value. Nothing is written
-        to the bank, so there is nothing to restore.
+        Entries that a mask keeps and the committed one had pruned come back at their stashed value.
+        """
+        dense = self._bank.dense()
+        return self.flat_losses(torch.stack([torch.where(mask, dense, torch.zeros_like(dense)) for mask in masks]))
+
+    def flat_losses(self, flat: Float[Tensor, "c n"]) -> Float64[Tensor, "c m"]:
+        """Return the loss of every example with each row of `flat` in the place of the bank's values, shape (C, m).
+
+        Nothing is written to the bank, so there is nothing to restore.
         """
         with torch.no_grad():
-            dense = self._bank.dense()
-            flat = torch.stack([torch.where(mask, dense, torch.zeros_like(dense)) for mask in masks])
-            return self._run(self._bank.merged(flat), len(masks), None)
+            return self._run(self._bank.merged(flat), len(flat), None)
 
     def bare_losses(self) -> Float64[Tensor, " m"]:
         """Return the loss of every example under the base model alone, shape (m,)."""
