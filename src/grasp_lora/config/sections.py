@@ -133,6 +133,9 @@ class FinalizeConfig(TrainingConfig):
 
     accumulation: PositiveInt = 8
     lr_decay: Positive = 0.85
+    adapter: Literal["fresh", "reuse"] = Field(
+        "fresh", description="reuse: keep what the search trained and go on there at the learned point, no second run"
+    )
     mask: Literal["static", "dynamic"] = Field("static", description="dynamic: selected again after every update")
 
 
