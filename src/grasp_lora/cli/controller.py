@@ -1,4 +1,4 @@
-"""The controller without a model: simulated on landscapes, replayed over recorded rounds."""
+"""The controller on its own: simulated on landscapes, replayed over recorded rounds, and its settings varied."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .options import AsJson, Sets
+from .options import AsJson, ConfigFile, Overwrite, Quiet, Resume, Sets, command_line, read_config
 
 app = typer.Typer()
 Preset = Annotated[str | None, typer.Option(help="default or released; its own settings unless --set.")]
@@ -45,3 +45,39 @@ def replay(
     from .controller_output import show_replay
 
     show_replay(replay_file(history, preset=preset, sets=sets or ()), as_json)
+
+
+@app.command()
+def ablate(
+    config: ConfigFile = None,
+    sets: Sets = None,
+    what: Annotated[
+        str | None,
+        typer.Option(
+            help="micro_dev_size, entropy_bonus, anchor, max_step, candidates, interval, importance: those wanted, "
+            "separated by commas; default all."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Seeds of each value, from the configuration's on.")] = 1,
+    finalize: Annotated[bool, typer.Option("--finalize", help="Also the final run, with dev and test loss.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder of the cells; default the run's with -ablate.")] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Vary one setting of the search at a time, on adapters that are trained once."""
+    from ..pipeline.ablate import Asked
+    from ..pipeline.ablate import ablate as run_ablations
+    from ..runs import make_progress
+    from .controller_output import failed_code, show_ablations
+
+    names = tuple(name.strip() for name in what.split(",")) if what is not None else ()
+    found = run_ablations(
+        read_config(config, sets), Asked(names, seeds, finalize, out), make_progress(quiet),
+        resume=resume, overwrite=overwrite, command=command_line(),
+    )  # fmt: skip
+    show_ablations(found, as_json)
+    code = failed_code(found)
+    if code:
+        raise typer.Exit(code)

@@ -1,4 +1,4 @@
-"""What `simulate` and `replay` print: tables and block plots for people, JSON for programs."""
+"""What `simulate`, `replay` and `ablate` print: tables and block plots for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -84,3 +84,25 @@ def show_replay(report: Mapping[str, Any], as_json: bool) -> None:
             markup=False,
         )
     console().print(f"note: {report['note']}", markup=False)
+
+
+def show_ablations(found: Mapping[str, Any], as_json: bool) -> None:
+    """Print a table and a plot per ablation, and what failed."""
+    if as_json:
+        print_json(found)
+        return
+    from ..pipeline.ablation_table import failures, plot, table_rows
+
+    for name, ablation in found["ablations"].items():
+        console().print(f"[bold]{name}[/] ({ablation['setting']})")
+        console().print(table(*table_rows(ablation["cells"])))
+        for line in [*plot(ablation["cells"]), *failures(ablation["cells"])]:
+            console().print(f"  {line}", markup=False)
+        console().print()
+    console().print(f"● p_star of a seed, ─ its 90 % interval; all of it lies in {found['folder']}", markup=False)
+
+
+def failed_code(found: Mapping[str, Any]) -> int:
+    """Return the exit code of the first cell that failed, 0 when none did."""
+    cells = [cell for ablation in found["ablations"].values() for cell in ablation["cells"]]
+    return next((int(cell["exit_code"]) for cell in cells if cell["error"] is not None), 0)
