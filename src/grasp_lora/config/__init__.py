@@ -16,6 +16,7 @@ from .sections import (
     MergeRule,
     MetricName,
     ModelConfig,
+    Policy,
     PruneConfig,
     Ratio,
     Rival,
@@ -31,7 +32,7 @@ from .sections import (
 __all__ = [
     "METRICS", "AdaptersConfig", "Config", "ControllerConfig", "DataConfig", "EvaluateConfig", "ExportConfig",
     "FinalizeConfig",
-    "Importance", "LoraConfig", "MergeConfig", "MergeRule", "MetricName", "ModelConfig", "PruneConfig",
+    "Importance", "LoraConfig", "MergeConfig", "MergeRule", "MetricName", "ModelConfig", "Policy", "PruneConfig",
     "Ratio", "Rival",
     "RunConfig", "Scope", "SearchConfig", "Section", "SplitFiles", "TaskConfig", "TrainingConfig",
     "build_config", "load_config", "parse_overrides", "parse_yaml", "to_dict", "to_yaml",
