@@ -121,7 +121,7 @@ def working(
             raise ConfigError("--resume goes on with a run, --overwrite replaces it. Give one of them.")
         shown = progress or QuietProgress()
         told = lambda: shown.warn("stopping after this step; press Ctrl-C again to stop at once")  # noqa: E731
-        with graceful_interrupt(told) as flag, _clean_stops():
+        with graceful_interrupt(told) as flag, clean_stops():
             checked = preflight(config, needs, extra)
             for warning in checked.warnings:
                 shown.warn(warning)
@@ -132,7 +132,7 @@ def working(
 
 
 @contextmanager
-def _clean_stops() -> Iterator[None]:
+def clean_stops() -> Iterator[None]:
     """Turn a second Ctrl-C, and memory that runs out anywhere, into an error that says how to go on."""
     try:
         yield
