@@ -201,6 +201,9 @@ class EvaluateConfig(Section):
     metrics: tuple[MetricName, ...] | None = Field(None, description="default: all that suit the task")
     batch_size: PositiveInt = 16
     limit: PositiveInt | None = Field(None, description="use only the first N test examples, and say so")
+    generation_limit: PositiveInt | None = Field(
+        None, description="generate answers for the first N test examples only; losses are still of all"
+    )
     bootstrap: PositiveInt = Field(1000, description="resamples behind every interval")
     bertscore_model: str | None = Field(None, description="encoder folder or hub id; unset: not computed")
     rivals: tuple[Rival, ...] = Field(

@@ -172,9 +172,10 @@ def _stages(world: _World) -> list[StagePlan]:
     if "sequential" in config.evaluate.rivals:
         stages.append(_training(world, "rival_sequential", "target", config.train_target))
     systems = 1 + len(config.evaluate.rivals)
-    # Loss and prompt once each; new tokens at most max_new_tokens per example.
-    tokens = systems * (2 * _tokens(test) + len(test) * config.task.max_new_tokens)
-    return [*stages, StagePlan("evaluate", 0, 0, 2 * systems * len(test), 2 * tokens)]
+    # Loss of every example, and a prompt and at most max_new_tokens new tokens of those that are answered.
+    asked = test[: config.evaluate.generation_limit]
+    tokens = systems * (_tokens(test) + _tokens(asked) + len(asked) * config.task.max_new_tokens)
+    return [*stages, StagePlan("evaluate", 0, 0, systems * (len(test) + len(asked)), 2 * tokens)]
 
 
 def _memory(world: _World, parameters: int, trainable: int) -> int:
