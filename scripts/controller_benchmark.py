@@ -25,7 +25,7 @@ from controller_rivals import CANDIDATES, Job, Way, ways
 
 import grasp_lora.controller
 from grasp_lora.controller.families import FAMILIES, Split, member
-from grasp_lora.controller.landscape import read_landscape
+from grasp_lora.controller.slices import read_landscape
 from grasp_lora.errors import GraspError
 from grasp_lora.runs import hash_file, hash_folder, portable, read_json, write_json_atomic
 from grasp_lora.runs.manifest import versions

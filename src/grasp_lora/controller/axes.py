@@ -82,6 +82,28 @@ def policy_axes(
     return (first,)
 
 
+def named_axes(names: Sequence[str], config: ControllerConfig, first: Axis) -> tuple[Axis, ...]:
+    """Return the axes of a recorded history by their names, with the bounds of `config` and of the ratio's axis.
+
+    Raises:
+        ConfigError: a name that is no axis.
+
+    """
+    low, high = config.strength_min, config.strength_max
+    out = []
+    for name in names:
+        kind, _, owner = name.partition(":")
+        if kind == RATIO:
+            out.append(ratio_axis(first.low, first.high, first.init, owner))
+        elif kind in (STRENGTH, WEIGHT):
+            out.append(Axis(name, low, high, min(max(1.0, low), high), 1.0))
+        else:
+            raise ConfigError(
+                f"axis '{name}': known are ratio, strength, ratio:NAME and weight:NAME. Mend the history."
+            )
+    return tuple(out)
+
+
 def merge_point(axes: Sequence[Axis], point: Sequence[float] | Vector) -> MergePoint:
     """Return what the coordinates mean for a merge; without an axis for all, the ratio is the mean of the own ones."""
     named = list(zip(axes, (float(x) for x in point), strict=True))
