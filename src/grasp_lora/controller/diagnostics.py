@@ -84,7 +84,7 @@ def diagnose(
     found = [
         _stuck(settings, decisions),
         _p_star_at_bound(settings, estimate),
-        _alike(decisions, estimate),
+        _alike(settings, decisions, estimate),
         _thrashing(seen),
         _clearing(seen),
         _unrepresentative(seen, example_spread),
@@ -129,7 +129,28 @@ def _p_star_at_bound(settings: Settings, estimate: Estimate | None) -> Diagnosti
     return None
 
 
-def _alike(decisions: Sequence[Decision], estimate: Estimate | None) -> Diagnostic | None:
+def importance_differs(searched: str, final: str) -> Diagnostic | None:
+    """Return a finding when the final run ranks entries by another importance than the search did (error 8)."""
+    if searched == final:
+        return None
+    return Diagnostic(
+        "importance_differs",
+        "warning",
+        f"the ratio was learned under importance {searched} and is used under {final}",
+        "each rule removes other entries first, so the best ratio of one need not be the best of the other",
+        "leave finalize.importance unset, or search with the same prune.importance",
+    )
+
+
+def _alike(settings: Settings, decisions: Sequence[Decision], estimate: Estimate | None) -> Diagnostic | None:
+    if settings.candidates == 1 and decisions:
+        return Diagnostic(
+            "candidates_alike",
+            "warning",
+            "every round has a single candidate",
+            "advantages are relative to the group, and a group of one teaches the policy nothing",
+            "raise controller.candidates",
+        )
     recent = [d.rewards for d in decisions[-RECENT:] if len(d.rewards) > 1]
     if len(recent) < RECENT:
         return None
