@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 
 import grasp_lora.controller
 from grasp_lora.controller.families import FAMILIES, Split, member
-from grasp_lora.controller.landscape import read_landscape
-from grasp_lora.errors import GraspError, MissingExtraError
+from grasp_lora.controller.landscape import Landscape
+from grasp_lora.controller.slices import read_landscape
+from grasp_lora.errors import DataError, GraspError, MissingExtraError
 from grasp_lora.runs import hash_file, hash_folder, portable, read_json, write_json_atomic
 from grasp_lora.runs.manifest import versions
 
@@ -44,8 +45,13 @@ def groups(given: argparse.Namespace) -> dict[str, list[Job]]:
     if given.families:
         split = cast(Split, given.families)
         return {name: [(member(name, split, k), k) for k in range(given.seeds)] for name in FAMILIES}
-    lands = [read_landscape(path) for path in given.landscape]
-    return {land.name: [(land, seed) for seed in range(given.seeds)] for land in lands}
+    found: dict[str, list[Job]] = {}
+    for path in given.landscape:
+        land = read_landscape(path)
+        if not isinstance(land, Landscape):
+            raise DataError(f"{path}: the rivals choose a ratio only. Give landscapes of one dimension.")
+        found[land.name] = [(land, seed) for seed in range(given.seeds)]
+    return found
 
 
 def measure(found: Mapping[str, Way], jobs: Mapping[str, Sequence[Job]], slow: int, workers: int) -> dict[str, Any]:

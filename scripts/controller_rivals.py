@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grasp_lora.config import ControllerConfig
-from grasp_lora.controller.landscape import Landscape, Slice
+from grasp_lora.controller.landscape import Landscape
 from grasp_lora.controller.simulate import run_seed
+from grasp_lora.controller.slices import Slice
 from grasp_lora.errors import MissingExtraError
 from grasp_lora.rng import derive_seed, numpy_generator
 

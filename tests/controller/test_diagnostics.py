@@ -12,7 +12,7 @@ from tests.controller.test_session import run
 from grasp_lora.config import ControllerConfig
 from grasp_lora.controller import Controller, Proposal, resolve
 from grasp_lora.controller.diagnostics import Observations, diagnose, importance_differs
-from grasp_lora.controller.landscape import Slice
+from grasp_lora.controller.slices import Slice
 
 
 def codes(controller: Controller) -> set[str]:

@@ -15,9 +15,10 @@ import pytest
 from grasp_lora.config import ControllerConfig
 from grasp_lora.controller import Controller
 from grasp_lora.controller.families import FAMILIES, member
-from grasp_lora.controller.landscape import Landscape, Slice, landscape_from, read_landscape
+from grasp_lora.controller.landscape import Landscape, landscape_from
 from grasp_lora.controller.replay import NOTE, read_history, replay, replay_file
 from grasp_lora.controller.simulate import run_controller, simulate, simulate_files
+from grasp_lora.controller.slices import Slice, read_landscape
 from grasp_lora.errors import ConfigError, DataError
 
 PLAIN = {

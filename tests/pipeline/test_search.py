@@ -132,3 +132,10 @@ def test_dev_is_needed_only_for_patience():
     without = pico_setup(model, {"search": SEARCH | {"patience": 1}}, dev=0)
     with pytest.raises(DataError, match=r"data\.target\.dev: no examples"):
         search(without, [pico_adapter(model, "en")], Recorder("search"))
+
+
+def test_a_ratio_that_will_be_used_under_another_importance_is_said():
+    for used, expected in ((None, []), ("magnitude", []), ("activation", ["importance_differs"])):
+        found, _, _ = run(finalize={"importance": used})
+        codes = [diagnostic.code for diagnostic in found.diagnostics]
+        assert [code for code in codes if code == "importance_differs"] == expected

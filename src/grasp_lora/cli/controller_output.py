@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..controller.landscape import Landscape
+from ..controller.slices import AnyLandscape
 from .plots import COLUMNS, bars, histogram, ruler
 from .tables import console, print_json, table
 
@@ -19,7 +20,7 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def show_simulation(landscapes: Sequence[Landscape], report: Mapping[str, Any], as_json: bool) -> None:
+def show_simulation(landscapes: Sequence[AnyLandscape], report: Mapping[str, Any], as_json: bool) -> None:
     """Print how a controller did on landscapes: a table, and where p_star fell on each curve."""
     if as_json:
         print_json(report)
@@ -44,9 +45,13 @@ def show_simulation(landscapes: Sequence[Landscape], report: Mapping[str, Any], 
         _plot(landscape, row)
 
 
-def _plot(landscape: Landscape, row: Mapping[str, Any]) -> None:
+def _plot(landscape: AnyLandscape, row: Mapping[str, Any]) -> None:
     centres = (np.arange(COLUMNS) + 0.5) / COLUMNS
-    above = landscape.curve(centres) - landscape.curve(np.linspace(0, 1, 1001)).min()
+    fine = np.linspace(0, 1, 1001)
+    if isinstance(landscape, Landscape):
+        above = landscape.curve(centres) - landscape.curve(fine).min()
+    else:  # of a surface: the lowest that the second coordinate allows at each ratio
+        above = np.array([min(landscape.regret((p, q)) for q in landscape.q) for p in centres])
     cut = float(np.quantile(above, SHOWN))
     lines = [
         *bars(histogram(row["p_star"]), 3),

@@ -133,7 +133,11 @@ class FinalizeConfig(TrainingConfig):
 
     accumulation: PositiveInt = 8
     lr_decay: Positive = 0.85
+    adapter: Literal["fresh", "reuse"] = Field(
+        "fresh", description="reuse: keep what the search trained and go on there at the learned point, no second run"
+    )
     mask: Literal["static", "dynamic"] = Field("static", description="dynamic: selected again after every update")
+    importance: Importance | None = Field(None, description="default prune.importance, as in the search")
 
 
 class MergeConfig(Section):
@@ -198,6 +202,9 @@ class EvaluateConfig(Section):
     metrics: tuple[MetricName, ...] | None = Field(None, description="default: all that suit the task")
     batch_size: PositiveInt = 16
     limit: PositiveInt | None = Field(None, description="use only the first N test examples, and say so")
+    generation_limit: PositiveInt | None = Field(
+        None, description="generate answers for the first N test examples only; losses are still of all"
+    )
     bootstrap: PositiveInt = Field(1000, description="resamples behind every interval")
     bertscore_model: str | None = Field(None, description="encoder folder or hub id; unset: not computed")
     rivals: tuple[Rival, ...] = Field(
@@ -247,4 +254,13 @@ class Config(Section):
         expected = 2 + len(self.adapters.others)
         if weights is not None and len(weights) != expected:
             raise ValueError(f"merge.weights needs one number per adapter ({expected}), got {len(weights)}")
+        if self.finalize.adapter == "reuse" and self.final_importance != self.prune.importance:
+            raise ValueError(
+                "finalize.importance has no effect with finalize.adapter=reuse, which keeps the search's mask"
+            )
         return self
+
+    @property
+    def final_importance(self) -> Importance:
+        """The importance of the final run: the search's, unless `finalize.importance` says otherwise."""
+        return self.finalize.importance or self.prune.importance

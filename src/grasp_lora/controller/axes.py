@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..adapters.point import MergePoint
-from ..config import ControllerConfig, Scope
+from ..config import ControllerConfig, Policy, Scope
 from ..errors import ConfigError
 
 Vector = NDArray[np.float64]
@@ -52,32 +52,59 @@ def ratio_axis(low: float, high: float, init: float, owner: str = "") -> Axis:
 
 
 def policy_axes(
-    config: ControllerConfig, first: Axis, adapters: Sequence[str], module_types: Sequence[str], scope: Scope
+    policy: Policy,
+    config: ControllerConfig,
+    first: Axis,
+    adapters: Sequence[str],
+    module_types: Sequence[str],
+    scope: Scope,
 ) -> tuple[Axis, ...]:
-    """Return the axes of `controller.policy`; `first` is the ratio's, with the preset's bounds.
+    """Return the axes of a policy; `first` is the ratio's, with the preset's bounds.
 
     Raises:
         ConfigError: a policy with own ratios under a global ranking, which knows only one.
 
     """
-    if config.policy in ("ratio_per_adapter", "ratio_per_module_type"):
+    if policy in ("ratio_per_adapter", "ratio_per_module_type"):
         if scope == "global":
             raise ConfigError(
-                f"controller.policy: {config.policy} needs a ratio per tensor, and prune.scope=global ranks all "
+                f"controller.policy: {policy} needs a ratio per tensor, and prune.scope=global ranks all "
                 "tensors together. Use --set prune.scope=per_tensor or another policy."
             )
-        owners = adapters if config.policy == "ratio_per_adapter" else module_types
+        owners = adapters if policy == "ratio_per_adapter" else module_types
         return tuple(ratio_axis(first.low, first.high, first.init, owner) for owner in owners)
     low, high = config.strength_min, config.strength_max
     full = min(max(1.0, low), high)
-    if config.policy == "ratio_strength":
+    if policy == "ratio_strength":
         return (first, Axis(STRENGTH, low, high, full, 1.0))
-    if config.policy == "ratio_weights":
+    if policy == "ratio_weights":
         return (first, *(Axis(f"{WEIGHT}:{name}", low, high, full, 1.0) for name in adapters))
     return (first,)
 
 
-def merge_point(axes: Sequence[Axis], point: Sequence[float]) -> MergePoint:
+def named_axes(names: Sequence[str], config: ControllerConfig, first: Axis) -> tuple[Axis, ...]:
+    """Return the axes of a recorded history by their names, with the bounds of `config` and of the ratio's axis.
+
+    Raises:
+        ConfigError: a name that is no axis.
+
+    """
+    low, high = config.strength_min, config.strength_max
+    out = []
+    for name in names:
+        kind, _, owner = name.partition(":")
+        if kind == RATIO:
+            out.append(ratio_axis(first.low, first.high, first.init, owner))
+        elif kind in (STRENGTH, WEIGHT):
+            out.append(Axis(name, low, high, min(max(1.0, low), high), 1.0))
+        else:
+            raise ConfigError(
+                f"axis '{name}': known are ratio, strength, ratio:NAME and weight:NAME. Mend the history."
+            )
+    return tuple(out)
+
+
+def merge_point(axes: Sequence[Axis], point: Sequence[float] | Vector) -> MergePoint:
     """Return what the coordinates mean for a merge; without an axis for all, the ratio is the mean of the own ones."""
     named = list(zip(axes, (float(x) for x in point), strict=True))
     own = {axis.owner: x for axis, x in named if axis.kind == RATIO and axis.owner}

@@ -31,17 +31,11 @@ Vector = NDArray[np.float64]
 
 
 class Controller:
-    """Learns one prune ratio from losses alone; knows no model and draws from its own generator.
+    """Learns one prune ratio (or point) from losses alone; knows no model and draws from its own generator.
 
-    Args:
-        config: preset, bounds and step sizes.
-        seed: of the controller's own stream.
-        steps_total: optimizer steps of the whole run, if known; only to report what stopping early saved.
-        axes: makes all axes of a point from the ratio's own (see `policy_axes`); without it the ratio is the only one.
-
-    Raises:
-        ConfigError: bounds that contradict each other.
-
+    `steps_total`, the optimizer steps of the whole run, serves only to report what stopping early saved. `axes` makes
+    all axes of a point from the ratio's own (see `policy_axes`); without it the ratio is the only one. Raises
+    `ConfigError` for bounds that contradict each other.
     """
 
     def __init__(
@@ -144,7 +138,7 @@ class Controller:
         proposal: Proposal,
         baseline_loss: float | None,
         rewards: Sequence[float],
-        baseline_ratio: float | None = None,
+        baseline_ratio: float | Sequence[float] | None = None,
     ) -> Decision:
         """Take group means only (a history without per-example losses); `baseline_loss` may be unknown.
 

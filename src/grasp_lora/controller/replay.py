@@ -12,11 +12,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..config import load_config
-from ..errors import DataError, RunError
+from ..errors import ConfigError, DataError, RunError
+from .axes import named_axes
 from .controller import Controller, Proposal
 from .overrides import controller_config, controller_overrides
 
@@ -40,6 +42,9 @@ WITHOUT_EFFECT = {
     "candidates": "since the samples are recorded ones",
 }
 NOTE = "samples are held fixed: this is what the rule makes of the same probes, not what it would have probed itself"
+
+
+Held: TypeAlias = float | tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -169,9 +174,16 @@ def replay(history: Sequence[Recorded], overrides: Mapping[str, Any] | None = No
 def _replay_run(run: Recorded, overrides: Mapping[str, Any]) -> dict[str, Any]:
     own = controller_config(run.settings, overrides)
     seed = int(overrides.get("seed", run.seed))
-    controller = Controller(own, seed)
+    names = run.rounds[0].get("axes")
+    if own.preset == "released" and names is not None:
+        raise ConfigError(
+            f"controller.preset: released learns a ratio only, and {run.origin} has points of {', '.join(names)}. "
+            "Replay it under another preset."
+        )
+    controller = Controller(own, seed, axes=None if names is None else partial(named_axes, names, own))
     rounds = []
-    held = 0.0  # the recorded run's committed mask, at which its baselines were measured
+    # Where the recorded run stands, at which its baselines are measured.
+    held: Held = 0.0 if names is None else controller.applied_point
     for row in run.rounds:
         held = _tell(controller, row, held, run.origin)
         state = controller.state
@@ -180,11 +192,14 @@ def _replay_run(run: Recorded, overrides: Mapping[str, Any]) -> dict[str, Any]:
             break
     found = controller.estimate()
     interval = None if found.interval is None else list(found.interval)
-    return {"seed": seed, "preset": own.preset, "rounds": rounds, "p_star": found.p_star, "interval": interval}
+    best = {} if names is None else {"axes": list(names), "best": list(found.best)}
+    return {"seed": seed, "preset": own.preset, "rounds": rounds, "p_star": found.p_star, "interval": interval, **best}
 
 
-def _committed(row: Mapping[str, Any], held: float) -> float:
-    """Return the ratio of the recorded run's mask after a round; where it is not recorded, the release's rule."""
+def _committed(row: Mapping[str, Any], held: Held) -> Held:
+    """Return where the recorded run stands after a round; where it is not recorded, by the release's rule."""
+    if "applied" in row:
+        return tuple(float(x) for x in row["applied"])
     if "mask_ratio" in row:
         return held if row["mask_ratio"] is None else float(row["mask_ratio"])
     rewards = [float(x) for x in row.get("rewards", [-1.0])]
@@ -192,10 +207,11 @@ def _committed(row: Mapping[str, Any], held: float) -> float:
     return float(row["samples"][best]) if rewards[best] >= 0 else held
 
 
-def _tell(controller: Controller, row: Mapping[str, Any], held: float, origin: str) -> float:
-    """Tell the controller one recorded round; returns the ratio that the recorded run holds after it."""
+def _tell(controller: Controller, row: Mapping[str, Any], held: Held, origin: str) -> Held:
+    """Tell the controller one recorded round; returns the ratio or point that the recorded run holds after it."""
     try:
-        proposal = Proposal(row["round"], tuple(float(x) for x in row["samples"]))
+        points = row.get("points") or [(x,) for x in row["samples"]]
+        proposal = Proposal.of(row["round"], [tuple(float(x) for x in point) for point in points])
         if "candidates" in row:
             controller.tell(proposal, row["baseline"], row["candidates"], held)
         else:

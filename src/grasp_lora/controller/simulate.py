@@ -16,9 +16,10 @@ import numpy as np
 from ..config import ControllerConfig
 from ..errors import ConfigError
 from .controller import Controller
-from .landscape import Landscape, Slice, read_landscape
+from .landscape import Landscape
 from .overrides import controller_config, controller_overrides
 from .presets import resolve
+from .slices import AnyLandscape, Slice, read_landscape
 
 WITHOUT_EFFECT = {
     "interval": "since landscapes count rounds and not optimizer steps",
@@ -30,10 +31,10 @@ FEW_SEEDS = 16
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def run_controller(landscape: Landscape, config: ControllerConfig, seed: int, rounds: int) -> Controller:
+def run_controller(landscape: AnyLandscape, config: ControllerConfig, seed: int, rounds: int) -> Controller:
     """Run up to R rounds on one slice, within R (C + 1) evaluations, and return the controller."""
     slice_ = Slice(landscape, seed)
-    controller = Controller(config, seed)
+    controller = Controller(config, seed, axes=landscape.axes)
     budget = rounds * (controller.settings.candidates + 1)
     for t in range(rounds + 1):
         proposal = controller.ask(t)
@@ -41,24 +42,30 @@ def run_controller(landscape: Landscape, config: ControllerConfig, seed: int, ro
             continue
         if len(controller.history) + len(proposal.samples) + 1 > budget:
             continue  # a first look that does not fit into very few rounds is left out
-        baseline = slice_.losses(controller.applied_ratio, t)
-        controller.tell(proposal, baseline, np.stack([slice_.losses(p, t) for p in proposal.samples]))
+        baseline = slice_.losses(controller.applied_point, t)
+        controller.tell(proposal, baseline, np.stack([slice_.losses(point, t) for point in proposal.points]))
         if controller.should_stop() is not None:
             break
     return controller
 
 
-def run_seed(landscape: Landscape, config: ControllerConfig, rounds: int, seed: int) -> dict[str, Any]:
+def run_seed(landscape: AnyLandscape, config: ControllerConfig, rounds: int, seed: int) -> dict[str, Any]:
     """Return p_star, interval, regret, evaluations, last round and coverage of one simulated run."""
     controller = run_controller(landscape, config, seed, rounds)
     found = controller.estimate()
+    box = found.intervals
+    if isinstance(landscape, Landscape):
+        regret, covered = landscape.regret(found.p_star), None if box is None else landscape.covered(*box[0])
+    else:
+        regret, covered = landscape.regret(found.best), None if box is None else landscape.covered(box)
     return {
         "p_star": found.p_star,
+        "best": list(found.best),
         "interval": None if found.interval is None else list(found.interval),
-        "regret": landscape.regret(found.p_star),
+        "regret": regret,
         "evaluations": len(controller.history),
         "rounds": controller.state.round,
-        "covered": None if found.interval is None else landscape.covered(*found.interval),
+        "covered": covered,
     }
 
 
@@ -70,7 +77,7 @@ def simulate_files(
     seeds: int,
     rounds: int,
     workers: int | None = None,
-) -> tuple[list[Landscape], dict[str, Any]]:
+) -> tuple[list[AnyLandscape], dict[str, Any]]:
     """Simulate the controller of a preset and `controller.key=value` pairs on landscape files.
 
     Returns the landscapes and the report of `simulate`. `workers` defaults to one process per core.
@@ -94,7 +101,7 @@ def _cores() -> int:
 
 
 def simulate(
-    landscapes: Sequence[Landscape],
+    landscapes: Sequence[AnyLandscape],
     config: ControllerConfig,
     *,
     seeds: int,
@@ -140,10 +147,11 @@ def _mapping(workers: int) -> Iterator[Callable[..., Iterable[dict[str, Any]]]]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _summary(landscape: Landscape, config: ControllerConfig, results: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(landscape: AnyLandscape, config: ControllerConfig, results: list[dict[str, Any]]) -> dict[str, Any]:
     regret = np.array([r["regret"] for r in results])
     intervals = [r["interval"] for r in results]
     known = [r for r in results if r["interval"] is not None]
+    second = {} if landscape.dimensions == 1 else {"best": [r["best"] for r in results]}
     return {
         "name": landscape.name,
         "preset": config.preset,
@@ -154,4 +162,5 @@ def _summary(landscape: Landscape, config: ControllerConfig, results: list[dict[
         "evaluations": float(np.mean([r["evaluations"] for r in results])),
         "coverage": float(np.mean([r["covered"] for r in known])) if known else None,
         "width": float(np.mean([r["interval"][1] - r["interval"][0] for r in known])) if known else None,
+        **second,
     }

@@ -39,7 +39,7 @@ from .stages import (
     begin,
     evaluate_stage,
     final_content,
-    finalize_stage,
+    final_stage,
     load_final,
     require_final,
     rival_content,
@@ -162,12 +162,13 @@ def tell(run: Run) -> RunResult:
     """The story itself, on an open run."""
     adapters = all_adapters(run)
     found = search_stage(run, adapters)
-    final = finalize_stage(run, adapters, float(found["p_star"]))
+    final = final_stage(run, adapters)
     scores = evaluate_all(run, adapters, final)
     exported = export_stage(run, final, scores)
     deployment = deployment_stage(run, exported)
     results = {
         "p_star": found["p_star"],
+        "point": found["point"],
         "interval": found["interval"],
         "density": final.density,
         "search": found,
@@ -242,8 +243,8 @@ def export_stage(run: Run, final: FinalResult, scores: Mapping[str, Any]) -> dic
         "base model": run.setup.base.name,
         "task": f"{run.config.task.name}, {run.config.task.language}",
         "merge rule": run.config.merge.rule,
-        "prune ratio": f"{final.ratio:.4f}",
-        "importance": f"{run.config.prune.importance}, {run.config.prune.scope}",
+        "pruned at": final.point.describe(),
+        "importance": f"{run.config.final_importance}, {run.config.prune.scope}",
         "seed": run.config.seed,
     }
     card = model_card(run.setup.base.name, facts, score_table(scores) if scores else "")
