@@ -28,7 +28,7 @@ import grasp_lora.controller
 from grasp_lora.controller.families import FAMILIES, Split, member
 from grasp_lora.controller.landscape import Landscape
 from grasp_lora.controller.slices import read_landscape
-from grasp_lora.errors import DataError, GraspError, MissingExtraError
+from grasp_lora.errors import GraspError, MissingExtraError
 from grasp_lora.runs import hash_file, hash_folder, portable, read_json, write_json_atomic
 from grasp_lora.runs.manifest import versions
 
@@ -45,13 +45,11 @@ def groups(given: argparse.Namespace) -> dict[str, list[Job]]:
     if given.families:
         split = cast(Split, given.families)
         return {name: [(member(name, split, k), k) for k in range(given.seeds)] for name in FAMILIES}
-    found: dict[str, list[Job]] = {}
-    for path in given.landscape:
-        land = read_landscape(path)
-        if not isinstance(land, Landscape):
-            raise DataError(f"{path}: the rivals choose a ratio only. Give landscapes of one dimension.")
-        found[land.name] = [(land, seed) for seed in range(given.seeds)]
-    return found
+    lands = [read_landscape(path) for path in given.landscape]
+    flat = [land for land in lands if isinstance(land, Landscape)]
+    if len(flat) < len(lands):
+        raise SystemExit("the rivals choose a ratio only: give landscapes of one dimension")
+    return {land.name: [(land, seed) for seed in range(given.seeds)] for land in flat}
 
 
 def measure(found: Mapping[str, Way], jobs: Mapping[str, Sequence[Job]], slow: int, workers: int) -> dict[str, Any]:
