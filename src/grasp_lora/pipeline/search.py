@@ -75,6 +75,8 @@ def search(setup: Setup, adapters: Sequence[AdapterFactors], io: StageIO) -> Sea
         loop.judging = lambda: session.held or not keep
         with io.running(loop, total):
             outcome = loop.run()
+    if outcome.dev_losses and not keep:  # an adapter that is kept trains on after its last probe
+        controller.observe(dev=outcome.dev_losses[-1])
     estimate = controller.estimate()
     best = merge_point(controller.settings.axes, estimate.best)
     differs = importance_differs(config.prune.importance, config.final_importance)
