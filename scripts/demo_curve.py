@@ -1,0 +1,190 @@
+"""Measure how the demo's losses depend on the prune ratio, against its rivals; a grid of full runs, losses only.
+
+    python scripts/demo_curve.py measure --records benchmarks/demo/curve.json
+    python scripts/demo_curve.py table --records benchmarks/demo/curve.json
+
+`measure` trains, for each seed (which also draws the data), the adapters and rivals of `grasp-lora demo` with the
+demo's settings, and one final run per ratio. The records hold losses and provenance. `table` prints them as Markdown.
+The target adapter is also trained on for another final run by itself: what the merge adds beyond longer training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from grasp_lora import demo_backbone, evaluate, finalize, setup, train_adapter
+from grasp_lora.adapters.inject import Injection
+from grasp_lora.api import Setup, TrainedAdapter
+from grasp_lora.data.world import Language, demo_splits
+from grasp_lora.pipeline.demo import demo_config
+from grasp_lora.runs import build_manifest, write_json_atomic
+from grasp_lora.training import MaskSelector
+
+SEEDS = (42, 1337, 9001)
+RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+SPLITS = ("dev", "test")
+LOSSES_ONLY = ("evaluate.metrics=[loss]", "evaluate.bootstrap=1")
+SYSTEMS = {
+    "zero_shot": "zero shot", "source": "source adapter only", "target": "target adapter only",
+    "target_longer": "target adapter, trained on for another final run", "sequential": "target fine-tuned from source",
+}  # fmt: skip
+Losses = dict[str, float]
+
+
+def demo_work(seed: int, sets: Sequence[str], backbone: tuple[Any, Any]) -> Setup:
+    """Return the demo's setup with its settings changed by `sets`; losses are all it will be asked for."""
+    config = demo_config([*sets, *LOSSES_ONLY, f"seed={seed}"])
+    splits = demo_splits(config.task.name, cast(Language, config.task.language), seed)
+    source = {name: splits[f"source_{name}"] for name in ("train", "dev")}
+    return setup(
+        *backbone, train=splits["train"], dev=splits["dev"], micro_dev=splits["micro_dev"], test=splits["test"],
+        source=source, config=config,
+    )  # fmt: skip
+
+
+def losses(work: Setup, system: Any) -> Losses:
+    """Return a system's mean loss (nats per answer token) on dev and test."""
+    found = {split: evaluate(work, system, split=split).losses for split in SPLITS}
+    return {split: round(statistics.fmean(values), 5) for split, values in found.items()}
+
+
+def right_after(work: Setup, adapters: Sequence[TrainedAdapter], ratios: Sequence[float]) -> list[Losses]:
+    """Return the losses of the merge pruned at each ratio, before any further training."""
+    bank = work.bank([adapter.factors for adapter in adapters])
+    with Injection(work.base.model, bank.modules) as injection:
+        attached = work.attach(injection, bank)
+        ranking = MaskSelector(bank, injection, work.config.prune, work.evaluator(attached, "micro_dev")).ranking()
+        probes = {split: work.evaluator(attached, split) for split in SPLITS}
+        return [
+            {s: round(float(probe.candidate_losses([ranking.kept(ratio)]).mean()), 5) for s, probe in probes.items()}
+            for ratio in ratios
+        ]
+
+
+def measure_seed(work: Setup, ratios: Sequence[float], note: Callable[[str], None]) -> dict[str, Any]:
+    """Return one seed's losses: every rival, and the merge at each ratio before and after its final run."""
+    source, target = train_adapter(work, "source"), train_adapter(work, "target")
+    note("adapters trained")
+    systems = {
+        "zero_shot": None,
+        "source": source,
+        "target": target,
+        "target_longer": finalize(work, [target], 0.0),
+        "sequential": train_adapter(work, "target", start=source),
+    }
+    row: dict[str, Any] = {"seed": work.config.seed, "systems": {k: losses(work, v) for k, v in systems.items()}}
+    before = right_after(work, [source, target], ratios)
+    row["ratios"] = []
+    for ratio, start in zip(ratios, before, strict=True):
+        final = finalize(work, [source, target], ratio)
+        after = losses(work, final) | {"best_epoch": final.outcome.best_epoch}
+        row["ratios"].append({"ratio": ratio, "density": final.density, "before": start, "after": after})
+        note(f"ratio {ratio:g}: test {after['test']:.3f}")
+    return row
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Measure every seed; the records grow with each."""
+    model = AutoModelForCausalLM.from_pretrained(demo_backbone(), dtype=torch.float32)
+    backbone = (model, AutoTokenizer.from_pretrained(demo_backbone()))
+    begin = time.perf_counter()
+    runs: list[dict[str, Any]] = []
+    for seed in args.seeds:
+        work = demo_work(seed, args.set, backbone)
+        counts = {name: len(rows) for name, rows in work.target.items()} | {"source": len(work.source["train"])}
+        manifest = build_manifest(work.config, {"model": demo_backbone()}, [Path(sys.argv[0]).name, *sys.argv[1:]])
+
+        def note(text: str, seed: int = seed) -> None:
+            print(f"seed {seed}, {time.perf_counter() - begin:.0f} s: {text}", file=sys.stderr, flush=True)
+
+        runs.append(measure_seed(work, args.ratios, note))
+        args.records.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(args.records, {"manifest": manifest, "examples": counts, "runs": runs})
+    table(args)
+
+
+# --- the table --------------------------------------------------------------------------------------------------
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean +- standard deviation over seeds (the deviation only for two or more)."""
+    mean = f"{statistics.fmean(values):.3f}"
+    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.3f}"
+
+
+def system_lines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the table of the rivals."""
+    lines = ["| system | dev loss | test loss |", "| --- | --- | --- |"]
+    for name, label in SYSTEMS.items():
+        cells = [spread([run["systems"][name][split] for run in runs]) for split in SPLITS]
+        lines.append(f"| {label} | {' | '.join(cells)} |")
+    return lines
+
+
+def ratio_lines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the curve: losses before and after the final run at each ratio, and the test loss against the target's."""
+    head = ("ratio", "dev right after merging", "dev after the final run", "test after it", "test minus target only")
+    lines = [f"| {' | '.join(head)} |", "| --- |" + " --- |" * (len(head) - 1)]
+    for rows in zip(*(run["ratios"] for run in runs), strict=True):
+        alone = [run["systems"]["target"]["test"] for run in runs]
+        differences = [row["after"]["test"] - other for row, other in zip(rows, alone, strict=True)]
+        cells = [
+            f"{rows[0]['ratio']:g}",
+            spread([row["before"]["dev"] for row in rows]),
+            spread([row["after"]["dev"] for row in rows]),
+            spread([row["after"]["test"] for row in rows]),
+            spread(differences),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def grid_line(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return what a grid search by dev loss after a full run at each ratio would choose, and its test loss."""
+    best = [min(run["ratios"], key=lambda row: row["after"]["dev"]) for run in runs]
+    chosen = ", ".join(f"{row['ratio']:g}" for row in best)
+    return f"Grid search by dev loss chooses {chosen}: test loss {spread([row['after']['test'] for row in best])}."
+
+
+def table(args: argparse.Namespace) -> None:
+    """Print the records as Markdown."""
+    records = json.loads(args.records.read_text(encoding="utf-8"))
+    manifest, counts, runs = records["manifest"], records["examples"], records["runs"]
+    versions, cores = manifest["versions"], manifest["hardware"]["cores"]
+    task, seeds = manifest["config"]["task"], ", ".join(str(run["seed"]) for run in runs)
+    setting = (
+        f"`grasp-lora demo`, {task['name']}, {task['language']}: {counts['source']} source and {counts['train']} "
+        f"target examples; n = {counts['test']} test, {counts['dev']} dev. Seeds {seeds} (each draws its own data), "
+        f"mean ± standard deviation. Loss: nats per answer token. {cores} CPU cores, torch {versions['torch']}, "
+        f"transformers {versions['transformers']}."
+    )
+    lines = [setting, "", *system_lines(runs), "", *ratio_lines(runs), "", grid_line(runs)]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """Parse and call."""
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    measuring = commands.add_parser("measure")
+    measuring.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    measuring.add_argument("--ratios", type=float, nargs="+", default=RATIOS)
+    measuring.add_argument("--set", action="append", default=[], help="section.key=value over the demo's settings")
+    for command in (measuring, commands.add_parser("table")):
+        command.add_argument("--records", type=Path, required=True)
+    args = parser.parse_args()
+    {"measure": measure, "table": table}[args.command](args)
+
+
+if __name__ == "__main__":
+    main()
