@@ -31,7 +31,7 @@ from grasp_lora.runs import build_manifest, write_json_atomic
 from grasp_lora.training import MaskSelector
 
 SEEDS = (42, 1337, 9001)
-RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+RATIOS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 SPLITS = ("dev", "test")
 LOSSES_ONLY = ("evaluate.metrics=[loss]", "evaluate.bootstrap=1")
 SYSTEMS = {
