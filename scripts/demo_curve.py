@@ -2,10 +2,12 @@
 
     python scripts/demo_curve.py measure --records benchmarks/demo/curve.json
     python scripts/demo_curve.py table --records benchmarks/demo/curve.json
+    python scripts/demo_curve.py gather --records benchmarks/demo/runs.json runs/demo-42 runs/demo-1337 runs/demo-9001
 
 `measure` trains, for each seed (which also draws the data), the adapters and rivals of `grasp-lora demo` with the
 demo's settings, and one final run per ratio. The records hold losses and provenance. `table` prints them as Markdown.
 The target adapter is also trained on for another final run by itself: what the merge adds beyond longer training.
+`gather` keeps scores, ratios and provenance of finished `grasp-lora demo` runs and prints their mean.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from real_input import cell_table, ratio_line
+from real_input import spread as mean_and_deviation
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grasp_lora import demo_backbone, evaluate, finalize, setup, train_adapter
@@ -117,9 +121,8 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Return mean +- standard deviation over seeds (the deviation only for two or more)."""
-    mean = f"{statistics.fmean(values):.3f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.3f}"
+    """Return a loss as mean +- standard deviation over seeds."""
+    return mean_and_deviation(values, 3)
 
 
 def system_lines(runs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -156,20 +159,55 @@ def grid_line(runs: Sequence[Mapping[str, Any]]) -> str:
     return f"Grid search by dev loss chooses {chosen}: test loss {spread([row['after']['test'] for row in best])}."
 
 
-def table(args: argparse.Namespace) -> None:
-    """Print the records as Markdown."""
-    records = json.loads(args.records.read_text(encoding="utf-8"))
-    manifest, counts, runs = records["manifest"], records["examples"], records["runs"]
-    versions, cores = manifest["versions"], manifest["hardware"]["cores"]
-    task, seeds = manifest["config"]["task"], ", ".join(str(run["seed"]) for run in runs)
-    setting = (
-        f"`grasp-lora demo`, {task['name']}, {task['language']}: {counts['source']} source and {counts['train']} "
-        f"target examples; n = {counts['test']} test, {counts['dev']} dev. Seeds {seeds} (each draws its own data), "
-        f"mean ± standard deviation. Loss: nats per answer token. {cores} CPU cores, torch {versions['torch']}, "
-        f"transformers {versions['transformers']}."
+def setting(manifest: Mapping[str, Any], counts: str, seeds: Sequence[int]) -> str:
+    """Return what a table's figures are of: task, examples, seeds, hardware, versions."""
+    versions, cores, task = manifest["versions"], manifest["hardware"]["cores"], manifest["config"]["task"]
+    return (
+        f"`grasp-lora demo`, {task['name']}, {task['language']}: {counts}. Seeds {', '.join(map(str, seeds))} "
+        "(each draws its own data), mean ± standard deviation over seeds. Loss: nats per answer token. "
+        f"{cores} CPU cores; torch {versions['torch']}, transformers {versions['transformers']}."
     )
-    lines = [setting, "", *system_lines(runs), "", *ratio_lines(runs), "", grid_line(runs)]
+
+
+def table(args: argparse.Namespace) -> None:
+    """Print the records of `measure` as Markdown."""
+    records = json.loads(args.records.read_text(encoding="utf-8"))
+    counts, runs = records["examples"], records["runs"]
+    shown = (
+        f"{counts['source']} source and {counts['train']} target examples; n = {counts['test']} test, "
+        f"{counts['dev']} dev"
+    )
+    head = setting(records["manifest"], shown, [run["seed"] for run in runs])
+    print_lines([head, "", *system_lines(runs), "", *ratio_lines(runs), "", grid_line(runs)])
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Print Markdown."""
     sys.stdout.write("\n".join(lines) + "\n")
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------
+
+
+def gather(args: argparse.Namespace) -> None:
+    """Keep what finished runs of the demo found, and print the mean over their seeds."""
+    if args.runs:
+        records = [record(folder) for folder in args.runs]
+        args.records.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(args.records, {"runs": records})
+    runs = json.loads(args.records.read_text(encoding="utf-8"))["runs"]
+    systems = runs[0]["results"]["systems"]["grasp"]
+    scores = [row["name"] for row in systems["scores"] if row["available"]]
+    head = setting(runs[0]["manifest"], f"n = {systems['examples']} test examples", [run["seed"] for run in runs])
+    print_lines([head, "", *cell_table(runs, scores), "", ratio_line(runs)])
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """Return one run's seed, scores, ratio and provenance."""
+    found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    results = {name: found[name] for name in ("p_star", "interval", "density", "search", "systems")}
+    return {"seed": manifest["seeds"]["run"], "results": results, "manifest": manifest}
 
 
 def main() -> None:
@@ -180,10 +218,12 @@ def main() -> None:
     measuring.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     measuring.add_argument("--ratios", type=float, nargs="+", default=RATIOS)
     measuring.add_argument("--set", action="append", default=[], help="section.key=value over the demo's settings")
-    for command in (measuring, commands.add_parser("table")):
+    gathering = commands.add_parser("gather")
+    gathering.add_argument("runs", type=Path, nargs="*", help="finished run folders; without any: print the records")
+    for command in (measuring, gathering, commands.add_parser("table")):
         command.add_argument("--records", type=Path, required=True)
     args = parser.parse_args()
-    {"measure": measure, "table": table}[args.command](args)
+    {"measure": measure, "gather": gather, "table": table}[args.command](args)
 
 
 if __name__ == "__main__":
