@@ -1,13 +1,16 @@
 """Measure how the demo's losses depend on the prune ratio, against its rivals; a grid of full runs, losses only.
 
-    python scripts/demo_curve.py measure --records benchmarks/demo/curve.json
-    python scripts/demo_curve.py table --records benchmarks/demo/curve.json
-    python scripts/demo_curve.py gather --records benchmarks/demo/runs.json runs/demo-42 runs/demo-1337 runs/demo-9001
+    python scripts/demo_curve.py measure --records benchmarks/demo
+    python scripts/demo_curve.py table --records benchmarks/demo
+    python scripts/demo_curve.py gather --records benchmarks/demo runs/demo-42 runs/demo-1337 runs/demo-9001
 
 `measure` trains, for each seed (which also draws the data), the adapters and rivals of `grasp-lora demo` with the
-demo's settings, and one final run per ratio. The records hold losses and provenance. `table` prints them as Markdown.
-The target adapter is also trained on for another final run by itself: what the merge adds beyond longer training.
-`gather` keeps scores, ratios and provenance of finished `grasp-lora demo` runs and prints their mean.
+demo's settings, and one final run per ratio. The target adapter is also trained on for another final run by itself:
+what the merge adds beyond longer training. A run's own source adapter, which is the same to the bit, saves time:
+`--set adapters.source=runs/demo-{seed}/stages/source_adapter/adapter`. `table` prints the mean over seeds as Markdown.
+`gather` keeps scores, ratios and provenance of finished `grasp-lora demo` runs, and prints their mean.
+
+The records are one file per seed, `curve-SEED.json` and `run-SEED.json`, so seeds can be measured side by side.
 """
 
 from __future__ import annotations
@@ -28,8 +31,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from grasp_lora import demo_backbone, evaluate, finalize, setup, train_adapter
 from grasp_lora.adapters.inject import Injection
-from grasp_lora.api import Setup, TrainedAdapter
+from grasp_lora.adapters.peft_load import AdapterFactors
+from grasp_lora.api import Setup
 from grasp_lora.data.world import Language, demo_splits
+from grasp_lora.pipeline.adapters import read_adapter
 from grasp_lora.pipeline.demo import demo_config
 from grasp_lora.runs import build_manifest, write_json_atomic
 from grasp_lora.training import MaskSelector
@@ -47,7 +52,7 @@ Losses = dict[str, float]
 
 def demo_work(seed: int, sets: Sequence[str], backbone: tuple[Any, Any]) -> Setup:
     """Return the demo's setup with its settings changed by `sets`; losses are all it will be asked for."""
-    config = demo_config([*sets, *LOSSES_ONLY, f"seed={seed}"])
+    config = demo_config([*(item.replace("{seed}", str(seed)) for item in sets), *LOSSES_ONLY, f"seed={seed}"])
     splits = demo_splits(config.task.name, cast(Language, config.task.language), seed)
     source = {name: splits[f"source_{name}"] for name in ("train", "dev")}
     return setup(
@@ -62,9 +67,9 @@ def losses(work: Setup, system: Any) -> Losses:
     return {split: round(statistics.fmean(values), 5) for split, values in found.items()}
 
 
-def right_after(work: Setup, adapters: Sequence[TrainedAdapter], ratios: Sequence[float]) -> list[Losses]:
+def right_after(work: Setup, adapters: Sequence[AdapterFactors], ratios: Sequence[float]) -> list[Losses]:
     """Return the losses of the merge pruned at each ratio, before any further training."""
-    bank = work.bank([adapter.factors for adapter in adapters])
+    bank = work.bank(adapters)
     with Injection(work.base.model, bank.modules) as injection:
         attached = work.attach(injection, bank)
         ranking = MaskSelector(bank, injection, work.config.prune, work.evaluator(attached, "micro_dev")).ranking()
@@ -77,8 +82,10 @@ def right_after(work: Setup, adapters: Sequence[TrainedAdapter], ratios: Sequenc
 
 def measure_seed(work: Setup, ratios: Sequence[float], note: Callable[[str], None]) -> dict[str, Any]:
     """Return one seed's losses: every rival, and the merge at each ratio before and after its final run."""
-    source, target = train_adapter(work, "source"), train_adapter(work, "target")
-    note("adapters trained")
+    given = work.config.adapters.source
+    source = read_adapter(work, given, "source") if given else train_adapter(work, "source").factors
+    target = train_adapter(work, "target").factors
+    note("adapters are there")
     systems = {
         "zero_shot": None,
         "source": source,
@@ -98,11 +105,11 @@ def measure_seed(work: Setup, ratios: Sequence[float], note: Callable[[str], Non
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Measure every seed; the records grow with each."""
+    """Measure every seed and write its record."""
     model = AutoModelForCausalLM.from_pretrained(demo_backbone(), dtype=torch.float32)
     backbone = (model, AutoTokenizer.from_pretrained(demo_backbone()))
     begin = time.perf_counter()
-    runs: list[dict[str, Any]] = []
+    args.records.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         work = demo_work(seed, args.set, backbone)
         counts = {name: len(rows) for name, rows in work.target.items()} | {"source": len(work.source["train"])}
@@ -111,10 +118,14 @@ def measure(args: argparse.Namespace) -> None:
         def note(text: str, seed: int = seed) -> None:
             print(f"seed {seed}, {time.perf_counter() - begin:.0f} s: {text}", file=sys.stderr, flush=True)
 
-        runs.append(measure_seed(work, args.ratios, note))
-        args.records.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(args.records, {"manifest": manifest, "examples": counts, "runs": runs})
-    table(args)
+        row = measure_seed(work, args.ratios, note)
+        write_json_atomic(args.records / f"curve-{seed}.json", {**row, "examples": counts, "manifest": manifest})
+
+
+def read_records(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """Return the records of one kind, by seed."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob(f"{kind}-*.json")]
+    return sorted(found, key=lambda record: int(record["seed"]))
 
 
 # --- the table --------------------------------------------------------------------------------------------------
@@ -171,13 +182,13 @@ def setting(manifest: Mapping[str, Any], counts: str, seeds: Sequence[int]) -> s
 
 def table(args: argparse.Namespace) -> None:
     """Print the records of `measure` as Markdown."""
-    records = json.loads(args.records.read_text(encoding="utf-8"))
-    counts, runs = records["examples"], records["runs"]
+    runs = read_records(args.records, "curve")
+    counts = runs[0]["examples"]
     shown = (
         f"{counts['source']} source and {counts['train']} target examples; n = {counts['test']} test, "
         f"{counts['dev']} dev"
     )
-    head = setting(records["manifest"], shown, [run["seed"] for run in runs])
+    head = setting(runs[0]["manifest"], shown, [run["seed"] for run in runs])
     print_lines([head, "", *system_lines(runs), "", *ratio_lines(runs), "", grid_line(runs)])
 
 
@@ -191,11 +202,11 @@ def print_lines(lines: Sequence[str]) -> None:
 
 def gather(args: argparse.Namespace) -> None:
     """Keep what finished runs of the demo found, and print the mean over their seeds."""
-    if args.runs:
-        records = [record(folder) for folder in args.runs]
-        args.records.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomic(args.records, {"runs": records})
-    runs = json.loads(args.records.read_text(encoding="utf-8"))["runs"]
+    args.records.mkdir(parents=True, exist_ok=True)
+    for folder in args.runs:
+        found = record(folder)
+        write_json_atomic(args.records / f"run-{found['seed']}.json", found)
+    runs = read_records(args.records, "run")
     systems = runs[0]["results"]["systems"]["grasp"]
     scores = [row["name"] for row in systems["scores"] if row["available"]]
     head = setting(runs[0]["manifest"], f"n = {systems['examples']} test examples", [run["seed"] for run in runs])
@@ -217,11 +228,11 @@ def main() -> None:
     measuring = commands.add_parser("measure")
     measuring.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     measuring.add_argument("--ratios", type=float, nargs="+", default=RATIOS)
-    measuring.add_argument("--set", action="append", default=[], help="section.key=value over the demo's settings")
+    measuring.add_argument("--set", action="append", default=[], help="section.key=value; {seed} is filled in")
     gathering = commands.add_parser("gather")
     gathering.add_argument("runs", type=Path, nargs="*", help="finished run folders; without any: print the records")
     for command in (measuring, gathering, commands.add_parser("table")):
-        command.add_argument("--records", type=Path, required=True)
+        command.add_argument("--records", type=Path, required=True, help="folder of the records")
     args = parser.parse_args()
     {"measure": measure, "gather": gather, "table": table}[args.command](args)
 
