@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from peft import PeftModel
 
+from grasp_lora.adapters.point import MergePoint
 from grasp_lora.cli.console import show_search
 from grasp_lora.data import world as demo_world
 from grasp_lora.pipeline.demo import DATA, demo_config, prepare_demo_data
@@ -98,9 +99,11 @@ def test_a_language_that_the_world_does_not_speak(small, cli):
 def test_a_finding_of_the_search_is_three_lines(capsys):
     finding = {"severity": "info", "seen": "the loss is flat", "why": "any ratio does", "advice": "take the sparsest"}
     found = {"p_star": 0.5, "interval": [0.1, 0.9], "rounds": 3, "evaluations": 12, "stop_reason": None}
-    show_search(found | {"diagnostics": [finding]}, as_json=False)
+    point = MergePoint(0.5, strength=0.25).to_dict()
+    show_search(found | {"point": point, "diagnostics": [finding]}, as_json=False)
     assert capsys.readouterr().out.splitlines() == [
         "learned ratio 0.5000, 90 % interval [0.100, 0.900] (3 rounds, 12 micro-dev evaluations)",
+        "the whole point: ratio 0.500, strength 0.250",
         "info: the loss is flat",
         "    why it matters: any ratio does",
         "    what to change: take the sparsest",

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from ..adapters.point import MergePoint
 from ..pipeline.accounts import score_cell
 from ..pipeline.checks import Finding
 from ..pipeline.plan import Plan
@@ -132,6 +133,9 @@ def show_search(found: Mapping[str, Any], as_json: bool) -> None:
         f"learned ratio [bold]{found['p_star']:.4f}[/]{shown} "
         f"({found['rounds']} rounds, {found['evaluations']} micro-dev evaluations)"
     )
+    point = MergePoint.from_dict(found["point"])
+    if point != MergePoint(point.ratio):
+        console.print(f"the whole point: {point.describe()}", markup=False)
     if found["stop_reason"]:
         console.print(f"search ended: {found['stop_reason']}", markup=False)
     for diagnostic in found["diagnostics"]:
