@@ -174,6 +174,7 @@ def search_stage(run: Run, adapters: Sequence[AdapterFactors]) -> dict[str, Any]
         {
             "p_star": found.p_star,
             "interval": list(found.interval) if found.interval else None,
+            "estimate": found.estimate.to_dict(),
             "rounds": found.rounds,
             "evaluations": found.evaluations,
             "probe_tokens": found.probe_tokens,
@@ -208,6 +209,7 @@ def finalize_stage(run: Run, adapters: Sequence[AdapterFactors], ratio: float, n
             {
                 "ratio": ratio,
                 "density": final.density,
+                "densities": final.bank.densities(),
                 "flips": list(final.flips),
                 "outcome": outcome_row(final.outcome),
             }
