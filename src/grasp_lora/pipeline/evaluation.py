@@ -126,7 +126,7 @@ def score_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
 
 
 def write_predictions(path: Path, examples: Sequence[Example], system: SystemScores) -> None:
-    """Write one line per example: id, question (where there is one), references, prediction, loss and every per-example score."""
+    """Write one line per example: id, question (if any), references, prediction, loss, every per-example score."""
     lines = []
     for index, example in enumerate(examples[: len(system.losses)]):
         row: dict[str, Any] = {
