@@ -3,10 +3,10 @@
 import shutil
 
 import pytest
-from report.synthetic import write_run
 
 from grasp_lora.report.content import run_content
 from grasp_lora.report.records import read_run
+from report.synthetic import write_run
 
 
 @pytest.fixture(scope="session")

@@ -78,7 +78,7 @@ def search_rows(seed: int = 0, best: float = 0.6) -> tuple[list[dict[str, Any]],
                 "revived": 1,
                 "flipped": 0.01 * index,
                 "strength": 1.0,
-            }  # fmt: skip
+            }
         )
     estimate = controller.estimate()
     result = {

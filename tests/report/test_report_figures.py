@@ -6,12 +6,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from report.synthetic import densities, write_run
 
 from grasp_lora.report.figures import interactive, losses, masks, scores, search, svg
 from grasp_lora.report.figures.spec import Band, Bars, Cells, Figure, Intervals, Line, Points, Rule
 from grasp_lora.report.palette import DARK, GAINS, LIGHT, MARKS, TEXT_ON, contrast
 from grasp_lora.report.records import read_run
+from report.synthetic import densities, write_run
 
 SVG = "{http://www.w3.org/2000/svg}"
 EVIL = '<script>alert("x")</script> $\\frac{1}{2}$ & بيت 上海'
@@ -23,7 +23,8 @@ def every_layer():
         [
             Line([0, 1], [0, 1], "ink", EVIL, step=True), Line([0, 1], [1, 0], "red", None, dashed=True, faint=True),
             Band([0, 1], [0, 0], [1, 1], "accent", "band"), Points([0, 1], [1, 0], ["green", "red"], ["first", EVIL]),
-            Rule("y", 0.5, "green", "rule", 0.4, 0.6), Rule("x", 0.5, "green"), Bars([0, 1], [1, 2], 0.5, "teal", ["p", EVIL]),
+            Rule("y", 0.5, "green", "rule", 0.4, 0.6), Rule("x", 0.5, "green"),
+            Bars([0, 1], [1, 2], 0.5, "teal", ["p", EVIL]),
         ],
     )  # fmt: skip
 
@@ -64,7 +65,7 @@ def test_still_pictures_are_whole_themed_and_harmless(figure, width):
     identifiers = re.findall(r'\bid="([^"]+)"', text)
     assert len(identifiers) == len(set(identifiers))
     assert all(name.startswith(f"{figure.key}-{width}-") for name in identifiers)
-    assert {name for name in re.findall(r'(?:url\(#|href="#)([^)"]+)', text)} <= set(identifiers)
+    assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text)) <= set(identifiers)
     assert text == svg.draw(figure, width)
 
 
@@ -93,7 +94,7 @@ def test_what_can_be_zoomed_is_plain_json_with_the_same_values(figure):
 
 
 def test_one_label_for_each_layer_that_has_one():
-    assert every_layer().keys() == [
+    assert every_layer().labels() == [
         ("line", "ink", EVIL), ("band", "accent", "band"), ("dashed", "green", "rule"),
     ]  # fmt: skip
 
@@ -175,7 +176,7 @@ def test_losses_of_every_stage_with_a_log(record):
     assert "Epoch 2 of 3 had the best dev loss" in figures[0].caption
     (dev,) = layers(figures[0], Points)
     assert (list(dev.x), list(dev.y)) == ([20, 40, 60], pytest.approx([1.2, 1.4, 1.6]))
-    assert [key[2] for key in figures[1].keys()] == ["training, mean of 2 steps", "micro-dev, committed mask", "dev"]
+    assert [key[2] for key in figures[1].labels()] == ["training, mean of 2 steps", "micro-dev, committed mask", "dev"]
 
 
 def test_masks_are_drawn_where_they_differ_and_said_where_not(record, tmp_path):

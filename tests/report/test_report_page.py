@@ -8,13 +8,14 @@ from html.parser import HTMLParser
 
 import pytest
 from markdown_it import MarkdownIt
-from report.synthetic import SYSTEMS, rows, settings, write_lines, write_run
 
 from grasp_lora.errors import ConfigError, MissingExtraError, RunError
 from grasp_lora.report import write_report
 from grasp_lora.report.comparing import compare_runs
+from grasp_lora.report.figures.interactive import plotly_script
 from grasp_lora.report.page import render_page
 from grasp_lora.report.write import contents_of
+from report.synthetic import SYSTEMS, rows, settings, write_lines, write_run
 
 EVIL = '</script><img src=x onerror="alert(1)"> [a](javascript:alert(1)) **b** | c `d` &amp;'
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -151,6 +152,7 @@ def test_without_zoom_the_page_has_the_pictures_and_no_script(content):
     assert not page.named("script")
     assert len(page.named("svg")) == 2 * len(page.named("figure")) > 10
     assert len(text) < 1_000_000
+    assert 1.5e6 < len(plotly_script()) < 2.5e6  # what the documents call about 2 MB
 
 
 # --- several runs -------------------------------------------------------------------------------------------------

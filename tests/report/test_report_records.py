@@ -4,11 +4,11 @@ import json
 import shutil
 
 import pytest
-from report.synthetic import ROUNDS, SYSTEMS, write_run
 
 from grasp_lora.errors import RunError
 from grasp_lora.report.content import run_content
 from grasp_lora.report.records import read_run
+from report.synthetic import ROUNDS, SYSTEMS, write_run
 
 
 def test_a_finished_run_lacks_nothing(record):

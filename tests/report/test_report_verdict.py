@@ -4,11 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from report.synthetic import SYSTEMS, rows, write_lines, write_run
 
 from grasp_lora.metrics import paired_bootstrap
 from grasp_lora.report.records import read_run
 from grasp_lora.report.verdict import compare, verdict
+from report.synthetic import SYSTEMS, rows, write_lines, write_run
 
 
 def judged(tmp_path, **levels):

@@ -5,13 +5,13 @@ import json
 import os
 
 import pytest
-from report.synthetic import STEPS, write_run
 from rich.console import Console
 
 from grasp_lora.errors import RunError
 from grasp_lora.report.state import expected_stages, read_state
 from grasp_lora.report.watch import POLL, line, view, watch
 from grasp_lora.runs.lock import LOCK_FILE, FolderLock, who_works
+from report.synthetic import STEPS, write_run
 
 
 def at_work(run, stage="finalize", steps=30):

@@ -29,13 +29,14 @@ def plotly_script() -> str:
 def describe(figure: Figure) -> dict[str, Any]:
     """Return `{"data", "layout"}` as plotly takes them, in plain JSON types."""
     layout: dict[str, Any] = {
-        "margin": {"l": 64, "r": 16, "t": 12, "b": 52},
+        "margin": {"l": 64, "r": 16, "t": 34, "b": 52},
         "height": max(figure.height, 300),
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"family": "system-ui, sans-serif", "size": 13, "color": _var("ink")},
         "hoverlabel": {"bgcolor": _var("surface"), "bordercolor": _var("line"), "font": {"color": _var("ink")}},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+        "showlegend": False,
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": _var("muted"), "activecolor": _var("accent")},
         "xaxis": _axis(figure.x_label),
         "yaxis": _axis(figure.y_label),
         "shapes": [],
@@ -53,7 +54,8 @@ def _var(name: str) -> str:
 
 
 def _axis(title: str) -> dict[str, Any]:
-    return {"title": {"text": title}, "gridcolor": _var("line"), "zerolinecolor": _var("line"), "automargin": True}
+    words = {"text": title, "font": {"size": 13, "color": _var("muted")}}
+    return {"title": words, "gridcolor": _var("line"), "zerolinecolor": _var("line"), "automargin": True}
 
 
 def _add(layer: Layer, data: list[Trace], layout: dict[str, Any]) -> None:
@@ -121,16 +123,13 @@ def _add_rule(rule: Rule, data: list[Trace], layout: dict[str, Any]) -> None:
 
 
 def _add_intervals(layer: Intervals, data: list[Trace], layout: dict[str, Any]) -> None:
-    bars = {
-        "type": "data", "symmetric": False, "thickness": 2,
-        "array": [high - value for high, value in zip(layer.highs, layer.values, strict=True)],
-        "arrayminus": [value - low for low, value in zip(layer.lows, layer.values, strict=True)],
-    }  # fmt: skip
+    for place, low, high, name in zip(range(len(layer.labels)), layer.lows, layer.highs, layer.colours, strict=True):
+        line = {"color": _var(name), "width": 2.4}
+        data.append(_trace([low, high], [place, place], None, mode="lines", line=line, hoverinfo="skip"))
     marker = {"color": [_var(name) for name in layer.colours], "size": 10}
-    data.append(
-        {"type": "scatter", "mode": "markers", "x": list(layer.values), "y": list(range(len(layer.labels))),
-         "error_x": bars, "marker": marker, "text": _plain(layer.tips), "hoverinfo": "text", "showlegend": False}
-    )  # fmt: skip
+    places = list(range(len(layer.labels)))
+    data.append(_trace(layer.values, places, None, mode="markers", marker=marker, text=_plain(layer.tips),
+                       hoverinfo="text"))  # fmt: skip
     layout["yaxis"] |= {
         "tickvals": list(range(len(layer.labels))), "ticktext": _plain(layer.labels),
         "range": [len(layer.labels) - 0.5, -0.5],

@@ -10,6 +10,12 @@ from .spec import Cells, Figure, Legend
 
 _UNIFORM = 0.005
 _ROW, _AROUND = 30, 90
+_EXPORTED = {
+    "sum_factors": "The exported factors are the sums of the pruned ones: an entry is zero only where every adapter's "
+    "mask pruned it. So they are denser than the adapters, and the more so the less the masks agree.",
+    "sum_deltas": "The exported factors hold those of all adapters side by side, so an entry is zero where its mask "
+    "pruned it.",
+}
 
 
 def densities(record: RunRecord, prefix: str) -> list[Figure]:
@@ -27,9 +33,8 @@ def densities(record: RunRecord, prefix: str) -> list[Figure]:
         ),
         _heatmap(
             f"{prefix}-density-summed",
-            "Entries that are not zero after summing",
-            "The exported adapter is the sum of the pruned ones: an entry of it is zero only where every adapter's "
-            "mask pruned it. So it is denser than the adapters, and the more so the less their masks agree.",
+            "Entries that are not zero in the exported adapter",
+            _EXPORTED[record.setting("merge.rule")],
             record.result("export").get("densities_after_summing") or {},
         ),
     ]

@@ -126,7 +126,7 @@ class Figure:
     legend: Legend | None = None
     y_range: tuple[float, float] | None = None
 
-    def keys(self) -> list[tuple[str, str, str]]:
+    def labels(self) -> list[tuple[str, str, str]]:
         """Return (mark, colour, words) of every labelled layer: what a reader needs beside the picture."""
         found = []
         for layer in self.layers:

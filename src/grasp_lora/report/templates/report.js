@@ -38,10 +38,9 @@
     const style = getComputedStyle(document.documentElement);
     const described = JSON.parse(figure.querySelector("script").textContent);
     const spec = coloured(described, style);
-    if (figure.clientWidth < 480) spec.layout.margin = { l: 52, r: 8, t: 8, b: 48 };
-    spec.layout.showlegend = false;
+    if (figure.clientWidth < 480) spec.layout.margin = { l: 52, r: 8, t: 32, b: 48 };
     const config = { responsive: true, displaylogo: false, displayModeBar: true,
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "toImage", "autoScale2d"] };
+      modeBarButtons: [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]] };
     return window.Plotly.react(figure.querySelector(".live"), spec.data, spec.layout, config);
   }
 
