@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from grasp_lora.metrics import paired_bootstrap
+from grasp_lora.report.content import run_content
 from grasp_lora.report.records import read_run
 from grasp_lora.report.verdict import compare, verdict
 from report.synthetic import SYSTEMS, rows, write_lines, write_run
@@ -88,10 +89,20 @@ def test_a_run_at_work_is_not_judged(run):
     assert "not finished (it is at: final run" in said.sentence
 
 
-def test_a_loss_that_is_not_finite_is_read(run):
-    path = run / "stages" / "evaluate_zero_shot" / "predictions.jsonl"
-    write_lines(path, [row | {"loss": "Infinity"} for row in rows(0.0)])
-    assert json.loads(path.read_text().splitlines()[0])["loss"] == "Infinity"
-    with np.errstate(all="ignore"):
-        (zero,) = [c for c in compare(read_run(run)) if c.rival == "zero_shot"]
-    assert zero.rival_loss == float("inf")
+def test_a_loss_that_is_not_finite_is_told_and_not_compared(run):
+    stage = run / "stages" / "evaluate_zero_shot"
+    write_lines(stage / "predictions.jsonl", [row | {"loss": float("inf")} for row in rows(0.0)])
+    result = json.loads((stage / "result.json").read_text())
+    result["scores"][0] |= {"value": "Infinity", "interval": ["NaN", "NaN"]}
+    (stage / "result.json").write_text(json.dumps(result))
+    content = run_content(read_run(run), "run1", "one")
+    assert "zero_shot" not in {c.rival for c in content.comparisons}
+    assert any(note.startswith("“zero shot” is not compared") for note in content.verdict.notes)
+    scores = content.sections[0]
+    assert scores.tables[0].rows[0][:2] == ["zero shot", "inf [nan, nan]"]
+    assert "zero shot" not in scores.figures[0].alt
+
+
+def test_what_the_checks_found_is_said_beside_the_verdict(record):
+    notes = verdict(record, compare(record)).notes
+    assert "The controller's checks found something (warning: mask_thrashing): see the diagnostics." in notes

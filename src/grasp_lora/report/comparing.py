@@ -20,6 +20,9 @@ from .verdict import outcome_of, paired
 _NOT_COMPARED = ("run",)
 """Settings that say where a run lies and not what it computes."""
 _BANDS = 4
+"""Runs whose bands can be told apart when laid over one another."""
+_PAIRS = 10
+"""Pairs of runs that are read at a glance; more are folded."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def _pairs(groups: Sequence[Sequence[RunContent]]) -> list[Table]:
     if not rows:
         return []
     title = "GRASP's test loss, first run less second, on the same examples (paired bootstrap, 95 %)"
-    return [Table(title, ["first", "second", "nats", "p", "so"], rows)]
+    return [Table(title, ["first", "second", "nats", "p", "so"], rows, folded=len(rows) > _PAIRS)]
 
 
 def _settings(runs: Sequence[RunContent]) -> list[Table]:
@@ -204,7 +207,7 @@ def _has_band(estimate: Row) -> bool:
 
 def _forest(group: Sequence[RunContent], number: int) -> Figure | None:
     rows = {run.key: (run.label, run.record.scores(OURS).get("loss")) for run in group}
-    known = {key: (label, row) for key, (label, row) in rows.items() if row and row["interval"]}
+    known = {key: (label, row) for key, (label, row) in rows.items() if row and scores.finite(row)}
     if not known:
         return None
     return scores.rows_figure(

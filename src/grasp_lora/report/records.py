@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -64,7 +64,14 @@ class RunRecord:
     def scores(self, system: str) -> dict[str, Row]:
         """Return a system's scores by name."""
         rows = self.result(f"{_EVALUATION}{system}").get("scores", ())
-        return {row["name"]: row for row in rows}
+        return {row["name"]: _numeric(row) for row in rows}
+
+
+def _numeric(row: Row) -> Row:
+    """Return a score whose numbers are numbers: JSON holds those that are not finite as words."""
+    value, interval = row.get("value"), row.get("interval")
+    ends = [float(end) for end in interval] if interval else None
+    return {**row, "value": None if value is None else float(value), "interval": ends}
 
 
 def read_run(path: str | Path) -> RunRecord:
@@ -95,8 +102,11 @@ def read_run(path: str | Path) -> RunRecord:
 
 
 def begun(path: Path) -> bool:
-    """Return whether anything was ever written in a stage's folder."""
-    return any(path.iterdir())
+    """Return whether anything is in a stage's folder, which its writer may be making anew just now."""
+    try:
+        return any(path.iterdir())
+    except FileNotFoundError:
+        return False
 
 
 def _stage_folders(path: Path) -> list[Path]:
@@ -162,4 +172,4 @@ def _with_missing(record: RunRecord, notes: list[str]) -> RunRecord:
         found.append("The search kept no loss curve (an older version wrote it), so none is drawn.")
     if OURS not in record.systems and "finalize" in record.stages:
         found.append("GRASP was not scored on a test split, so it is compared with nothing.")
-    return RunRecord(**{**record.__dict__, "missing": tuple(dict.fromkeys(found))})
+    return replace(record, missing=tuple(dict.fromkeys(found)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -58,9 +59,15 @@ def compare(record: RunRecord) -> tuple[Comparison, ...]:
     found = []
     for rival in record.systems:
         theirs = record.predictions.get(rival, ())
-        if rival != OURS and [row["id"] for row in theirs] == [row["id"] for row in ours]:
+        if rival != OURS and _comparable(ours, theirs):
             found.append(_comparison(record, rival, ours, theirs))
     return tuple(sorted(found, key=lambda c: abs(c.loss.difference)))
+
+
+def _comparable(ours: Sequence[Row], theirs: Sequence[Row]) -> bool:
+    """Return whether the rows are of the same examples and all their losses are finite."""
+    same = [row["id"] for row in ours] == [row["id"] for row in theirs]
+    return same and all(math.isfinite(float(row["loss"])) for row in (*ours, *theirs))
 
 
 def paired(record: RunRecord, ours: Sequence[Row], theirs: Sequence[Row], name: str) -> PairedComparison:
@@ -106,7 +113,9 @@ def verdict(record: RunRecord, comparisons: Sequence[Comparison]) -> Verdict:
                 "No difference can be shown from": [c for c in even if c is not first],
                 "GRASP is better than": better}  # fmt: skip
     notes = [f"{words}: {_named(found)}." for words, found in standing.items() if found]
-    notes += [*_contradictions(comparisons), _examples_note(comparisons[0])]
+    left_out = [name for name in record.systems if name != OURS and name not in {c.rival for c in comparisons}]
+    notes += [*_contradictions(comparisons), *(_uncompared(name) for name in left_out), *_found(record)]
+    notes.append(_examples_note(comparisons[0]))
     if worse:
         return Verdict("bad", f"{_start(first)} is better than GRASP by {_nats(first)}: use it instead.", tuple(notes))
     if even:
@@ -160,6 +169,18 @@ def _examples_note(comparison: Comparison) -> str:
         f"Judged by the loss of the gold answers of {comparison.loss.n} test examples; intervals are 95 % paired "
         "bootstrap over those examples and do not hold the spread between seeds."
     )
+
+
+def _uncompared(name: str) -> str:
+    return f"“{system_label(name)}” is not compared: it was scored on other examples, or its losses are not all finite."
+
+
+def _found(record: RunRecord) -> list[str]:
+    """Say what the controller's checks found, warnings first."""
+    found = record.result("search").get("diagnostics", ())
+    named = {kind: [d["code"] for d in found if d["severity"] == kind] for kind in ("warning", "info")}
+    parts = [f"{kind}: {', '.join(codes)}" for kind, codes in named.items() if codes]
+    return [f"The controller's checks found something ({'; '.join(parts)}): see the diagnostics."] if parts else []
 
 
 def _contradictions(comparisons: Sequence[Comparison]) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,7 +81,7 @@ def _add(layer: Layer, data: list[Trace], layout: dict[str, Any]) -> None:
             _add_rule(layer, data, layout)
         case Bars():
             data.append(
-                {"type": "bar", "x": list(layer.x), "y": list(layer.heights), "width": layer.width,
+                {"type": "bar", "x": numbers(layer.x), "y": numbers(layer.heights), "width": layer.width,
                  "marker": {"color": _var(layer.colour)}, "hovertext": _plain(layer.tips), "hoverinfo": "text",
                  "name": _escaped(layer.label or ""), "showlegend": layer.label is not None}
             )  # fmt: skip
@@ -96,7 +97,12 @@ def _opacity(line: Line) -> float:
 
 def _trace(x: Sequence[float], y: Sequence[float], label: str | None, **more: Any) -> Trace:
     named = {"name": _escaped(label or ""), "showlegend": label is not None}
-    return {"type": "scatter", "x": list(x), "y": list(y), **named, **more}
+    return {"type": "scatter", "x": numbers(x), "y": numbers(y), **named, **more}
+
+
+def numbers(values: Sequence[float | None]) -> list[float | None]:
+    """Return values with six digits, and None for what is not finite: JSON has no word for it."""
+    return [float(f"{v:.6g}") if v is not None and math.isfinite(v) else None for v in values]
 
 
 def _escaped(text: str) -> str:
@@ -141,7 +147,7 @@ def _add_cells(layer: Cells, data: list[Trace], layout: dict[str, Any]) -> None:
     for index, name in enumerate(HEAT):
         scale += [[index / len(HEAT), _var(name)], [(index + 1) / len(HEAT), _var(name)]]
     data.append(
-        {"type": "heatmap", "z": [list(row) for row in layer.values], "x": _plain(layer.columns),
+        {"type": "heatmap", "z": [numbers(row) for row in layer.values], "x": _plain(layer.columns),
          "y": _plain(layer.rows), "zmin": layer.low, "zmax": layer.high if layer.high > layer.low else layer.low + 1e-9,
          "colorscale": scale, "xgap": 1, "ygap": 1, "hovertemplate": "%{y}, %{x}: %{z:.3f}<extra></extra>"}
     )  # fmt: skip

@@ -13,6 +13,8 @@ from .spec import Figure, Layer, Line, Points
 
 _SMOOTHED = 40
 """Points that a smoothed curve of training losses has at most."""
+_SINGLE = 1500
+"""Single steps that are drawn at most."""
 
 
 def losses(record: RunRecord, prefix: str) -> list[Figure]:
@@ -60,7 +62,9 @@ def _caption(result: Row) -> str:
 
 
 def _each(trained: Sequence[Row]) -> Line:
-    return Line([float(e["step"]) for e in trained], [float(e["loss"]) for e in trained], "accent", faint=True)
+    """Return single steps; of a very long stage every k-th."""
+    shown = trained[:: -(-len(trained) // _SINGLE)]
+    return Line([float(e["step"]) for e in shown], [float(e["loss"]) for e in shown], "accent", faint=True)
 
 
 def _smooth(trained: Sequence[Row]) -> list[Layer]:

@@ -25,7 +25,7 @@ def metrics(record: RunRecord) -> list[str]:
 def forest(record: RunRecord, metric: str, key: str) -> Figure | None:
     """Return one row per system: its score with its 95 % interval; None without any."""
     rows = {name: record.scores(name).get(metric) for name in record.systems}
-    known = {name: row for name, row in rows.items() if row and row["available"] and row["interval"]}
+    known = {name: row for name, row in rows.items() if row and row["available"] and finite(row)}
     shown, far = _without_far(known) if metric == "loss" else (known, [])
     if not shown:
         return None
@@ -72,6 +72,11 @@ def rows_figure(
         ],
         height=_AROUND + _ROW * len(labels),
     )
+
+
+def finite(row: Row) -> bool:
+    """Return whether a score and its interval are there and can be drawn."""
+    return bool(row["interval"]) and bool(np.isfinite([row["value"], *row["interval"]]).all())
 
 
 def _without_far(rows: Mapping[str, Row]) -> tuple[dict[str, Row], list[str]]:
