@@ -45,7 +45,7 @@ def compare_runs(runs: Sequence[RunContent]) -> RunsComparison:
         notes.append(f"These runs were scored on different test examples, so losses of one group say nothing about "
                      f"another: {parts}.")  # fmt: skip
     notes += [f"“{run.label}” has no scores of GRASP." for run in runs if run not in scored]
-    figures = [_ratios(runs), _curves(runs), *(_forest(group, n) for n, group in enumerate(groups))]
+    figures = [_ratios(runs), _curves(runs), *(_forest(group, n) for n, group in enumerate(groups) if len(group) > 1)]
     differing = _settings(runs)
     return RunsComparison(
         _sentence(groups),

@@ -25,6 +25,7 @@ WIDE, HALF, NARROW = 1016, 500, 332
 """Widths in pixels: the whole page, half of it, and a phone of 380 pixels less its margins."""
 _TEXT = 12.0
 _MOST_CELL_TEXTS = 96
+_TICKS = {WIDE: 8, HALF: 5, NARROW: 4}
 _SHORT, _LONG = 20, 34
 """Letters of a row's label in one line, on a phone and elsewhere."""
 _COARSE = 0.1
@@ -77,7 +78,7 @@ def draw(figure: Figure, width: int) -> str:
         for index, layer in enumerate(figure.layers):
             found = _draw_layer(axes, layer, f"tips{index}", narrow)
             tips |= {f"tips{index}": found} if found else {}
-        _finish(axes, figure, narrow)
+        _finish(axes, figure, width)
         stream = io.StringIO()
         canvas.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, facecolor="none")
     return _clean(stream.getvalue(), prefix, figure, tips)
@@ -180,7 +181,7 @@ def _draw_cells(axes: Axes, layer: Cells, gid: str, narrow: bool) -> Sequence[st
     return tips
 
 
-def _finish(axes: Axes, figure: Figure, narrow: bool) -> None:
+def _finish(axes: Axes, figure: Figure, width: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel(figure.x_label)
@@ -190,7 +191,7 @@ def _finish(axes: Axes, figure: Figure, narrow: bool) -> None:
         axes.set_ylim(*figure.y_range)
     rows = _has_rows(figure)
     if not any(isinstance(layer, Cells) for layer in figure.layers):
-        axes.xaxis.set_major_locator(MaxNLocator(5 if narrow else 8))
+        axes.xaxis.set_major_locator(MaxNLocator(_TICKS[width]))
         axes.grid(axis="x" if rows else "y")
         axes.set_axisbelow(True)
 
