@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from ..pipeline.accounts import score_cell
@@ -22,27 +19,9 @@ from ..report import Report
 from ..report.labels import system_label
 from ..report.state import read_state
 from ..report.watch import view, watch
-from ..runs import to_json
-
-
-def _console() -> Console:
-    # Not a terminal (a file, a pipe): wide enough that no table cell is cut.
-    wide = None if sys.stdout.isatty() else 200
-    return Console(file=sys.stdout, highlight=False, soft_wrap=wide is not None, width=wide)
-
-
-def print_json(value: Any) -> None:
-    """Print a value as JSON."""
-    sys.stdout.write(to_json(value, indent=2) + "\n")
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+from .tables import console as _console
+from .tables import print_json
+from .tables import table as _table
 
 
 def score_rows(scores: Mapping[str, Any]) -> Table:

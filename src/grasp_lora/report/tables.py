@@ -36,7 +36,7 @@ def stage_costs(stages: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any
     rows: dict[str, Any] = {}
     for name, result in stages.items():
         outcome = (result or {}).get("outcome")
-        if result is None or outcome is None:
+        if result is None or outcome is None or result.get("reused"):  # a search's own adapter: it paid for it
             continue
         forward = outcome["dev_tokens"] + result.get("probe_tokens", 0)
         rows[name] = {
