@@ -11,6 +11,7 @@ import numpy as np
 
 from grasp_lora.config import ControllerConfig, build_config, to_yaml
 from grasp_lora.controller import Controller
+from grasp_lora.controller.axes import policy_axes
 from grasp_lora.runs import EventLog, RunFolder, build_manifest, to_json
 
 ROUNDS, STEPS, EXAMPLES, MICRO = 6, 60, 40, 8
@@ -49,18 +50,31 @@ def rows(level: float, n: int = EXAMPLES, spread: float = 0.01, seed: int = 0, *
     ]
 
 
-def search_rows(seed: int = 0, best: float = 0.6) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """History and result of the real controller on a bowl with its floor at `best`."""
-    controller = Controller(ControllerConfig(early_stop=False), seed)
+def search_rows(seed: int = 0, best: float = 0.6, policy: str = "ratio") -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """History and result of the real controller on a bowl whose floor is at ratio `best` (and strength 0.7)."""
+    config = ControllerConfig(early_stop=False)
+    controller = Controller(config, seed, axes=lambda first: policy_axes(policy, config, first, (), (), "per_tensor"))
+    names = [axis.name for axis in controller.settings.axes]
     generator = np.random.default_rng(seed)
     own = generator.normal(0.0, 0.2, MICRO)
     found = []
     for index in range(ROUNDS + 1):
         proposal = controller.ask(index)
         assert proposal is not None
-        before = controller.applied_ratio
-        losses = [2.0 + (p - best) ** 2 + own + generator.normal(0, 0.01, MICRO) for p in (before, *proposal.samples)]
+        before = controller.state.vector("applied")
+        floor = np.array([best, 0.7])[: len(names)]
+        heights = [float(((np.asarray(point) - floor) ** 2).sum()) for point in (before, *proposal.points)]
+        losses = [2.0 + height + own + generator.normal(0, 0.01, MICRO) for height in heights]
         decision = controller.tell(proposal, losses[0], losses[1:])
+        after = decision.state_after
+        coordinates = {
+            "axes": names,
+            "points": [list(point) for point in proposal.points],
+            "held": before.tolist(),
+            "means": after.vector("mean").tolist(),
+            "stds": after.vector("std").tolist(),
+            "applied": after.vector("applied").tolist(),
+        }
         states = {"before": decision.state_before, "after": decision.state_after}
         found.append(
             {
@@ -73,17 +87,19 @@ def search_rows(seed: int = 0, best: float = 0.6) -> tuple[list[dict[str, Any]],
                 "rewards": list(decision.rewards),
                 "committed": decision.committed,
                 "mask_ratio": decision.mask_ratio,
-                "density": 1 - controller.applied_ratio,
+                "density": 1 - after.applied,
                 "pruned": 5,
                 "revived": 1,
                 "flipped": 0.01 * index,
-                "strength": 1.0,
+                **(coordinates if len(names) > 1 else {}),
             }
         )
     estimate = controller.estimate()
     result = {
         "p_star": estimate.p_star,
         "interval": list(estimate.interval),
+        "best": list(estimate.best),
+        "intervals": [list(pair) for pair in estimate.intervals],
         "estimate": estimate.to_dict(),
         "rounds": ROUNDS,
         "evaluations": estimate.evaluations,
@@ -156,6 +172,7 @@ def write_run(
     seed: int = 0,
     config: Mapping[str, Any] | None = None,
     varied: bool = False,
+    policy: str = "ratio",
     **texts: Any,
 ) -> Path:
     """A whole finished run; `systems` maps names to what is added to their losses."""
@@ -163,7 +180,7 @@ def write_run(
     with RunFolder.create(path, to_yaml(resolved)) as run:
         run.write_manifest(build_manifest(resolved, {"model": "/machine/models/tiny"}, ["grasp-lora", "run"]))
         write_stage(run, "source_adapter", {"outcome": outcome()})
-        history, result = search_rows(seed)
+        history, result = search_rows(seed, policy=policy)
         stage = write_stage(run, "search", result)
         with EventLog(stage / "history.jsonl") as log:
             for row in history:

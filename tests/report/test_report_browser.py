@@ -29,7 +29,8 @@ pytestmark = pytest.mark.skipif(
 def pages(kept_run, tmp_path_factory):
     """A report of one run, and one of two runs with long and right-to-left texts and names."""
     folder = tmp_path_factory.mktemp("pages")
-    second = write_run(folder / f"مشروع {LONG}", varied=True, seed=2, prediction=f"{ARABIC} {LONG}", gold=ARABIC)
+    texts = {"prediction": f"{ARABIC} {LONG}", "gold": ARABIC}
+    second = write_run(folder / f"مشروع {LONG}", varied=True, seed=2, policy="ratio_strength", **texts)
     write_lines(second / "stages/evaluate_zero_shot/predictions.jsonl", rows(SYSTEMS["zero_shot"], prediction=""))
     one = write_report([kept_run], folder / "one.html").html
     two = write_report([kept_run, second], folder / "two.html").html
@@ -107,7 +108,7 @@ def test_the_theme_colours_page_and_figures(theme, pages, browser):
     opened(browser, pages["one"], theme=theme)
     colours = DARK if theme == "dark" else LIGHT
     seen = browser.execute_script("""
-        const line = document.querySelector('#run1-trajectory .large path[style*="--accent"]');
+        const line = document.querySelector('#run1-trajectory-1 .large path[style*="--accent"]');
         return [getComputedStyle(document.body).backgroundColor, getComputedStyle(line).stroke || '',
                 getComputedStyle(line).fill];""")
     assert seen[0] == rgb(colours["page"])

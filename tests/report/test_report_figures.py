@@ -7,7 +7,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from grasp_lora.report.figures import interactive, losses, masks, scores, search, svg
+from grasp_lora.report import coordinates
+from grasp_lora.report.figures import curves, interactive, losses, masks, rewards, scores, svg, trajectory
 from grasp_lora.report.figures.spec import Band, Bars, Cells, Figure, Intervals, Line, Points, Rule
 from grasp_lora.report.palette import DARK, GAINS, LIGHT, MARKS, TEXT_ON, contrast
 from grasp_lora.report.records import read_run
@@ -120,7 +121,7 @@ def layers(figure, kind):
 
 
 def test_the_trajectory_is_the_history(record):
-    figure = search.trajectory(record, "k")
+    (figure,) = trajectory.trajectories(record, "k")
     (points,) = layers(figure, Points)
     assert list(points.y) == [p for row in record.history for p in row["samples"]]
     mean, held = layers(figure, Line)
@@ -139,32 +140,72 @@ def test_the_trajectory_is_the_history(record):
 @pytest.mark.parametrize(("reward", "colour"), [(0.0, "noise"), (0.1, "noise"), (-0.1, "noise"), (0.2, "better-1"),
                                                 (-0.2, "worse-1"), (0.4, "better-2"), (-9.0, "worse-3")])  # fmt: skip
 def test_shades_of_rewards(reward, colour):
-    assert search.shade(reward, (0.1, 0.3, 0.5)) == colour
+    assert rewards.shade(reward, (0.1, 0.3, 0.5)) == colour
 
 
 def test_shades_are_thirds_of_what_exceeds_the_noise():
-    assert search.shade_bounds(np.array([0.05, 1.0, -2.0, 3.0, -4.0]), 0.1) == pytest.approx((0.1, 2.0, 3.0))
-    assert search.shade_bounds(np.array([0.05]), 0.1) == (0.1, 0.1, 0.1)
-
-
-@pytest.mark.parametrize("sample", [0.3, [0.3, 1.2], {"p": 0.3, "strength": 1.2}, {"strength": 1.0, "ratio": 0.3}])
-def test_a_sample_of_several_dimensions_shows_its_ratio(sample):
-    assert search.ratio_of(sample) == 0.3
+    assert rewards.shade_bounds(np.array([0.05, 1.0, -2.0, 3.0, -4.0]), 0.1) == pytest.approx((0.1, 2.0, 3.0))
+    assert rewards.shade_bounds(np.array([0.05]), 0.1) == (0.1, 0.1, 0.1)
 
 
 def test_evaluations_fit_the_curve_but_for_their_rounds_level(record):
-    figure = search.curve(record, "k")
+    (figure,) = curves.settled(record, "k")
     (points,) = layers(figure, Points)
     (line,) = layers(figure, Line)
     estimate = record.result("search")["estimate"]
     assert list(line.y) == estimate["mean"]
+    assert len(points.x) == sum(1 + len(row["samples"]) for row in record.history)
     away = np.abs(np.interp(points.x, line.x, line.y) - points.y)
     assert np.median(away) < 0.02  # the synthetic noise is 0.01 / sqrt(8)
     assert figure.y_range[0] < min(line.y) <= max(line.y) < figure.y_range[1]
 
 
+# --- several coordinates ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plane(tmp_path_factory):
+    """A run that learned ratio and strength together."""
+    return read_run(write_run(tmp_path_factory.mktemp("plane") / "run", policy="ratio_strength"))
+
+
+def test_every_coordinate_has_its_trajectory_and_all_share_a_map(plane, record):
+    figures = trajectory.trajectories(plane, "k")
+    assert [figure.key for figure in figures] == ["k-trajectory-1", "k-trajectory-2", "k-plane"]
+    points = [layers(figure, Points)[0] for figure in figures]
+    tried = [point for row in plane.history for point in row["points"]]
+    assert [list(points[0].y), list(points[1].y)] == [list(c) for c in zip(*tried, strict=True)]
+    assert list(zip(points[2].x, points[2].y, strict=True)) == [tuple(point) for point in tried]
+    ratio, strength = layers(figures[2], Rule)
+    assert [ratio.at, strength.at] == plane.result("search")["best"]
+    assert [figure.key for figure in trajectory.trajectories(record, "k")] == ["k-trajectory-1"]
+
+
+def test_a_coordinate_starts_where_nothing_is_pruned_at_full_strength(plane):
+    stood = coordinates.committed(plane.history)
+    assert stood[0] == [0.0, 1.0]
+    assert stood[-1] == plane.history[-1]["applied"]
+    assert [one.name for one in coordinates.learned(plane)] == ["ratio", "strength"]
+    assert abs(coordinates.learned(plane)[1].value - 0.7) < 0.1
+    assert coordinates.axis_label("weight:ar") == "weight of ar"
+
+
+def test_each_curve_has_the_evaluations_near_the_learned_point_only(plane):
+    ratio, strength = curves.settled(plane, "k")
+    estimate = plane.result("search")["estimate"]
+    assert list(layers(strength, Line)[0].y) == estimate["further"][0]["mean"]
+    best = plane.result("search")["best"][1]
+    near = [row["points"][i][0] for row in plane.history for i in range(len(row["points"]))
+            if abs(row["points"][i][1] - best) <= 0.1 * (1.2 - 0.1)]  # fmt: skip
+    assert set(near) <= set(layers(ratio, Points)[0].x)
+    assert len(layers(ratio, Points)[0].x) < sum(1 + len(row["points"]) for row in plane.history)
+
+
+# --- masks, losses, scores ----------------------------------------------------------------------------------------
+
+
 def test_flips_are_those_of_commits(record):
-    (bars,) = layers(search.flips(record, "k"), Bars)
+    (bars,) = layers(trajectory.flips(record, "k"), Bars)
     commits = [row for row in record.history if row["mask_ratio"] is not None]
     assert list(bars.heights) == [row["flipped"] for row in commits]
     assert len(commits) > 1

@@ -84,8 +84,8 @@ def test_a_search_of_an_older_version_has_no_curve(run):
     record = read_run(run)
     assert any("no loss curve" in line for line in record.missing)
     keys = {figure.key for section in run_content(record, "run1", "one").sections for figure in section.figures}
-    assert "run1-trajectory" in keys
-    assert "run1-curve" not in keys
+    assert "run1-trajectory-1" in keys
+    assert "run1-curve-1" not in keys
 
 
 def test_systems_that_were_not_asked_for_come_before_ours(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from grasp_lora.metrics import paired_bootstrap
 from grasp_lora.report.content import run_content
+from grasp_lora.report.examples import side_by_side
 from grasp_lora.report.records import read_run
 from grasp_lora.report.verdict import compare, verdict
 from report.synthetic import SYSTEMS, rows, write_lines, write_run
@@ -62,6 +63,20 @@ def test_a_score_that_contradicts_the_loss_is_said(tmp_path):
     assert any("By F1 GRASP is worse than “target adapter only”: -31." in note for note in notes)
 
 
+def test_scores_are_compared_on_the_examples_that_both_answered(tmp_path):
+    run = write_run(tmp_path / "run", {"target": 0.3, "grasp": 0.0})
+    path = run / "stages" / "evaluate_target" / "predictions.jsonl"
+    found = rows(0.3)
+    for row in found[25:]:
+        del row["f1"], row["prediction"]
+    write_lines(path, found)
+    record = read_run(run)
+    (comparison,) = compare(record)
+    assert (comparison.loss.n, comparison.scores["f1"].n) == (40, 25)
+    answered = {row["id"] for row in found[:25]}
+    assert {example.id for example in side_by_side(record, [comparison])} <= answered
+
+
 def test_systems_on_other_examples_are_not_compared(tmp_path):
     run = write_run(tmp_path / "run", {"target": 0.3, "merged": 0.1, "grasp": 0.0})
     path = run / "stages" / "evaluate_target" / "predictions.jsonl"
@@ -76,7 +91,7 @@ def test_what_cannot_be_judged_is_not(tmp_path):
     unscored = read_run(write_run(tmp_path / "unscored", {}))
     said = verdict(unscored, compare(unscored))
     assert "Nothing was scored on a test split" in said.sentence
-    assert f"learned ratio is {unscored.result('search')['p_star']:.2f}" in said.sentence
+    assert f"Learned: prune ratio {unscored.result('search')['p_star']:.2f}." in said.sentence
 
 
 def test_a_run_at_work_is_not_judged(run):

@@ -93,6 +93,13 @@ def test_a_search_shows_ratio_and_spread(run):
     assert f"sigma {after['std']:.4f}" in line(state, 1062.0)
 
 
+def test_a_search_of_several_coordinates_shows_where_each_stands(tmp_path):
+    run = write_run(tmp_path / "run", policy="ratio_strength")
+    state = read_state(owned(at_work(run, "search"), os.getpid()))
+    last = [json.loads(row) for row in (run / "stages/search/history.jsonl").read_text().splitlines()][-1]
+    assert (state.values["ratio"], state.values["strength"]) == (last["after"]["p"], last["applied"][1])
+
+
 def test_the_stages_expected_are_those_that_a_run_makes():
     config = {"adapters": {"source": "x"}, "data": {"target": {"test": "t"}},
               "evaluate": {"rivals": ["target", "sequential", "merged"], "deployment": True}}  # fmt: skip

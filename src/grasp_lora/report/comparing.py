@@ -8,12 +8,13 @@ from typing import Any
 
 from ..runs import flatten, to_json
 from .content import RunContent, evened
-from .figures import scores, search
+from .coordinates import Learned, axes, axis_label, committed, curves, learned, means
+from .figures import scores, trajectory
 from .figures.spec import Band, Figure, Layer, Line, Rule
 from .labels import OURS
 from .palette import series
 from .provenance import method_passes
-from .records import Row, RunRecord
+from .records import RunRecord
 from .tables import Table, digits, interval_text, score_cell
 from .verdict import outcome_of, paired
 
@@ -99,7 +100,7 @@ def _loss(first: RunRecord, second: RunRecord) -> Any:
 
 
 def _overview(runs: Sequence[RunContent], groups: Sequence[Sequence[RunContent]]) -> Table:
-    columns = ["run", "learned ratio", "density", "GRASP's test loss", "best other method", "token passes", "state"]
+    columns = ["run", "learned", "density", "GRASP's test loss", "best other method", "token passes", "state"]
     columns += ["test set"] if len(groups) > 1 else []
     rows = [_row(run) + ([_set_of(run, groups)] if len(groups) > 1 else []) for run in runs]
     return Table("The runs", columns, rows)
@@ -107,20 +108,24 @@ def _overview(runs: Sequence[RunContent], groups: Sequence[Sequence[RunContent]]
 
 def _row(run: RunContent) -> list[str]:
     record = run.record
-    found, density = record.result("search"), record.result("finalize").get("density")
-    interval = found.get("interval")
-    ratio = f"{float(found['p_star']):.2f}" if "p_star" in found else "-"
+    density = record.result("finalize").get("density")
     best = min(run.comparisons, key=lambda c: c.rival_loss, default=None)
     passes = method_passes(record)
     return [
         run.label,
-        f"{ratio} {interval_text(interval, 2)}" if interval else ratio,
+        "; ".join(_coordinate(one, len(axes(record))) for one in learned(record)) or "-",
         f"{float(density):.1%}" if density is not None else "-",
         score_cell(record.scores(OURS).get("loss") if OURS in record.systems else None),
         f"{best.label} {best.rival_loss:.{digits('loss')}f}" if best else "-",
         f"{passes:,}" if passes is not None else "-",
         "finished" if record.finished else "not finished",
     ]
+
+
+def _coordinate(one: Learned, count: int) -> str:
+    """Return a learned value with its interval, named where there are several."""
+    name = f"{one.label} " if count > 1 else ""
+    return f"{name}{one.value:.2f}" + (f" {interval_text(one.interval, 2)}" if one.interval else "")
 
 
 def _set_of(run: RunContent, groups: Sequence[Sequence[RunContent]]) -> str:
@@ -164,45 +169,47 @@ def _ratios(runs: Sequence[RunContent]) -> Figure | None:
         history = run.record.history
         if not history:
             continue
-        x, colour = search.steps(history), series(index)
-        held = search.committed(history)
-        layers.append(Line(x, [float(row["after"]["mean"]) for row in history], colour, faint=True, dashed=True))
+        x, colour = trajectory.steps(history), series(index)
+        held = [point[0] for point in committed(history)[1:]]
+        layers.append(Line(x, [means(row)[0] for row in history], colour, faint=True, dashed=True))
         layers.append(Line(x, held, colour, run.label, step=True))
-        said.append(f"{run.label}: committed ratio {held[-1]:.2f} after {len(history)} rounds")
+        said.append(f"{run.label}: committed at {held[-1]:.2f} after {len(history)} rounds")
     if not layers:
         return None
     return Figure(
-        "runs-trajectories", "Committed ratio of each run",
-        "Solid: the ratio of the committed mask. Dashed: the mean of the policy.", "; ".join(said) + ".",
-        "optimizer step", "prune ratio", layers, wide=True, height=340,
+        "runs-trajectories", f"Committed {_first(runs)} of each run",
+        "Solid: the value at which the mask is committed. Dashed: the mean of the policy.", "; ".join(said) + ".",
+        "optimizer step", _first(runs), layers, wide=True, height=340,
     )  # fmt: skip
+
+
+def _first(runs: Sequence[RunContent]) -> str:
+    """Return what the runs' first axis is called; runs with different ones share the general word."""
+    names = {axis_label(axes(run.record)[0]) for run in runs}
+    return names.pop() if len(names) == 1 else axis_label("ratio")
 
 
 def _curves(runs: Sequence[RunContent]) -> Figure | None:
     layers: list[Layer] = []
     said = []
     for index, run in enumerate(runs):
-        estimate, colour = search.curve_of(run.record), series(index)
-        if estimate is None:
+        found, colour = curves(run.record), series(index)
+        if not found:
             continue
-        if len(runs) <= _BANDS and _has_band(estimate):
-            layers.append(Band(estimate["grid"], estimate["low"], estimate["high"], colour))
-        layers.append(Line(estimate["grid"], estimate["mean"], colour, run.label))
-        p_star = float(run.record.result("search")["p_star"])
-        layers.append(Rule("x", p_star, colour))
-        said.append(f"{run.label}: learned ratio {p_star:.2f}")
+        if len(runs) <= _BANDS and found[0].low:
+            layers.append(Band(found[0].grid, found[0].low, found[0].high, colour))
+        layers.append(Line(found[0].grid, found[0].mean, colour, run.label))
+        best = learned(run.record)[0].value
+        layers.append(Rule("x", best, colour))
+        said.append(f"{run.label}: learned {best:.2f}")
     if not layers:
         return None
     return Figure(
-        "runs-curves", "Settled loss curve of each run",
-        "Each curve is less its own minimum, so depths and shapes compare and levels do not. Dashed lines are the "
-        "learned ratios.", "; ".join(said) + ".",
-        "prune ratio", "loss above the minimum, nats", layers, wide=True, height=340,
+        "runs-curves", "Settled loss of each run",
+        "Each curve runs through its learned point and is less its own minimum, so depths and shapes compare and "
+        "levels do not. Dashed lines are the learned values.", "; ".join(said) + ".",
+        _first(runs), "loss above the minimum, nats", layers, wide=True, height=340,
     )  # fmt: skip
-
-
-def _has_band(estimate: Row) -> bool:
-    return len(estimate.get("low", ())) == len(estimate["grid"]) == len(estimate.get("high", ()))
 
 
 def _forest(group: Sequence[RunContent], number: int) -> Figure | None:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .coordinates import learned
 from .examples import SideBySide, side_by_side
-from .figures import losses, masks, scores, search
+from .figures import curves, losses, masks, scores, trajectory
 from .figures.spec import Figure
 from .labels import OURS, metric_label, system_label
 from .provenance import cost_tables, provenance_tables
@@ -15,6 +16,8 @@ from .records import RunRecord
 from .tables import Table, digits, interval_text, score_cell
 from .verdict import Comparison, Verdict, compare, verdict
 
+_TOLD = 2
+"""Learned coordinates that stand among the first numbers; all are in the table of the search."""
 OUTCOMES = {"wins": "GRASP is better", "ties": "no difference shown", "loses": "GRASP is worse"}
 
 
@@ -96,10 +99,11 @@ def _about(record: RunRecord) -> str:
 def _facts(record: RunRecord, comparisons: Sequence[Comparison]) -> tuple[Fact, ...]:
     facts = []
     found = record.result("search")
-    if "p_star" in found:
-        interval = found.get("interval")
-        more = f"{level(found)} interval {interval_text(interval, 2)}" if interval else "no interval was estimated"
-        facts.append(Fact(f"{float(found['p_star']):.2f}", "learned prune ratio", more))
+    for one in learned(record)[:_TOLD]:
+        more = (
+            f"{level(found)} interval {interval_text(one.interval, 2)}" if one.interval else "no interval was estimated"
+        )
+        facts.append(Fact(f"{one.value:.2f}", f"learned {one.label}", more))
     final = record.result("finalize")
     if "density" in final:
         more = f"of the entries are kept at ratio {float(final['ratio']):.2f}"
@@ -169,11 +173,8 @@ def _difference(paired: Any, decimals: int) -> str:
 
 
 def _ratio(record: RunRecord, key: str) -> Section:
-    figures = (
-        search.trajectory(record, f"{key}-trajectory"),
-        search.curve(record, f"{key}-curve"),
-    )
-    return Section("ratio", "The learned ratio", tables=tuple(_search_table(record)), figures=evened(figures))
+    figures = (*trajectory.trajectories(record, key), *curves.settled(record, key))
+    return Section("ratio", "What was learned", tables=tuple(_search_table(record)), figures=evened(figures))
 
 
 def level(found: Mapping[str, Any]) -> str:
@@ -186,10 +187,12 @@ def _search_table(record: RunRecord) -> list[Table]:
     found = record.result("search")
     if not found:
         return []
-    interval, estimate = found.get("interval"), found.get("estimate") or {}
-    rows = [
-        ["learned ratio", f"{float(found['p_star']):.4f}"],
-        [f"its {level(found)} interval", interval_text(interval, 4) if interval else "none"],
+    estimate = found.get("estimate") or {}
+    rows = []
+    for one in learned(record):
+        rows.append([f"learned {one.label}", f"{one.value:.4f}"])
+        rows.append([f"its {level(found)} interval", interval_text(one.interval, 4) if one.interval else "none"])
+    rows += [
         ["rounds, micro-dev evaluations", f"{found['rounds']}, {found['evaluations']}"],
         ["search ended", str(found.get("stop_reason") or "all optimizer steps were done")],
     ]
@@ -203,7 +206,7 @@ def _search_table(record: RunRecord) -> list[Table]:
 
 
 def _masks(record: RunRecord, key: str) -> Section:
-    figures = [*masks.densities(record, key), search.flips(record, f"{key}-flips")]
+    figures = [*masks.densities(record, key), trajectory.flips(record, f"{key}-flips")]
     notes = [masks.uniform(record)]
     dynamic = [float(share) for share in record.result("finalize").get("flips", ())]
     if dynamic:

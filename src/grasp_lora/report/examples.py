@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
@@ -55,12 +55,16 @@ def side_by_side(record: RunRecord, comparisons: Sequence[Comparison]) -> tuple[
     The rival is the target adapter alone where it was scored, else the best one. Empty where nothing was generated.
     """
     ours = record.predictions.get(OURS, ())
-    if not comparisons or not ours or "prediction" not in ours[0]:
+    if not comparisons:
         return ()
     rival = next((c for c in comparisons if c.rival == "target"), min(comparisons, key=lambda c: c.rival_loss))
     systems = _systems(record, comparisons)
     theirs = record.predictions[rival.rival]
-    gains = [float(b["loss"]) - float(a["loss"]) for a, b in zip(ours, theirs, strict=True)]
+    gains = {
+        index: float(theirs[index]["loss"]) - float(ours[index]["loss"])
+        for index in range(len(ours))
+        if all("prediction" in record.predictions[name][index] for name in systems)
+    }
     return tuple(
         _example(record, systems, index, why) for index, why in _chosen(gains, rival.label, record.setting("seed"))
     )
@@ -74,12 +78,12 @@ def _systems(record: RunRecord, comparisons: Sequence[Comparison]) -> list[str]:
     return [name for name in record.systems if name in wanted or name == OURS]
 
 
-def _chosen(gains: Sequence[float], rival: str, seed: int) -> list[tuple[int, str]]:
+def _chosen(gains: Mapping[int, float], rival: str, seed: int) -> list[tuple[int, str]]:
     """Return examples and why: largest gains first, then largest losses, then a draw among the others."""
-    ranked = sorted(range(len(gains)), key=lambda i: (-gains[i], i))
+    ranked = sorted(gains, key=lambda i: (-gains[i], i))
     won = [i for i in ranked[:SHOWN] if gains[i] > 0]
     lost = [i for i in reversed(ranked[-SHOWN:]) if gains[i] < 0 and i not in won]
-    rest = [i for i in range(len(gains)) if i not in {*won, *lost}]
+    rest = [i for i in gains if i not in {*won, *lost}]
     drawn = numpy_generator(int(seed), "report", "examples").permutation(len(rest))[:SHOWN]
     return [
         *((i, f"gained most over “{rival}” ({gains[i]:+.3f} nats)") for i in won),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ..config import parse_yaml
 from ..runs import Owner, RunFolder, read_events, who_works
 from ..runs.folder import RESULT
+from .coordinates import axis_label
 from .labels import OURS, stage_label
 from .records import begun
 
@@ -127,6 +128,8 @@ def _values(events: Sequence[Mapping[str, Any]], rounds: Sequence[Mapping[str, A
     if rounds:
         after = rounds[-1]["after"]
         found |= {"ratio": float(after["p"]), "mean": float(after["mean"]), "sigma": float(after["std"])}
+        further = zip(rounds[-1].get("axes", ())[1:], rounds[-1].get("applied", ())[1:], strict=False)
+        found |= {axis_label(str(name)): float(value) for name, value in further}
     return found
 
 

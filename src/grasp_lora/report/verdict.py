@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..metrics import PairedComparison, paired_bootstrap
+from . import coordinates
 from .labels import OURS, metric_label, sentence_case, stage_label, system_label
 from .records import Row, RunRecord
 from .tables import digits, interval_text
@@ -88,14 +89,18 @@ def outcome_of(loss: PairedComparison) -> Outcome:
 
 def _comparison(record: RunRecord, rival: str, ours: Sequence[Row], theirs: Sequence[Row]) -> Comparison:
     loss = paired(record, ours, theirs, "loss")
-    names = [name for name in ours[0] if name not in _NOT_SCORES and _numbers(ours, name) and _numbers(theirs, name)]
-    scores = {name: paired(record, ours, theirs, name) for name in names}
+    scores = {}
+    for name in dict.fromkeys(name for row in ours for name in row if name not in _NOT_SCORES):
+        # With evaluate.generation_limit only the first examples were answered.
+        both = [(a, b) for a, b in zip(ours, theirs, strict=True) if _number(a.get(name)) and _number(b.get(name))]
+        if both:
+            scores[name] = paired(record, [a for a, _ in both], [b for _, b in both], name)
     level = float(np.mean([float(row["loss"]) for row in theirs]))
     return Comparison(rival, loss, level, outcome_of(loss), scores)
 
 
-def _numbers(rows: Sequence[Row], name: str) -> bool:
-    return all(isinstance(row.get(name), (int, float)) and not isinstance(row.get(name), bool) for row in rows)
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 # --- the sentence -------------------------------------------------------------------------------------------------
@@ -130,8 +135,8 @@ def verdict(record: RunRecord, comparisons: Sequence[Comparison]) -> Verdict:
 
 def _unjudged(record: RunRecord) -> Verdict:
     open_stages = [stage_label(name) for name, row in record.stages.items() if row is None]
-    found = record.result("search")
-    learned = f" The learned ratio is {float(found['p_star']):.2f}." if "p_star" in found else ""
+    point = ", ".join(f"{one.label} {one.value:.2f}" for one in coordinates.learned(record))
+    learned = f" Learned: {point}." if point else ""
     if not record.stages:
         return Verdict("none", "The run has only just begun: there is nothing to judge yet.")
     if open_stages:

@@ -8,8 +8,8 @@ import numpy as np
 
 from ..labels import sentence_case, stage_label
 from ..records import Row, RunRecord
-from .search import steps
 from .spec import Figure, Layer, Line, Points
+from .trajectory import steps
 
 _SMOOTHED = 40
 """Points that a smoothed curve of training losses has at most."""
