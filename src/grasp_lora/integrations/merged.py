@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeAlias, cast
+from weakref import WeakSet
 
 import torch
 from peft import PeftModel
@@ -31,6 +32,8 @@ from ..training.setup import Setup
 
 SavedState: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]
 _BANK, _SESSION, _PLAIN = "bank.", "session.", "plain"
+# Models that carry a merge now; a second one would be added to the first.
+_CARRYING: WeakSet[nn.Module] = WeakSet()
 
 
 class MergedModel(nn.Module):
@@ -58,6 +61,7 @@ class MergedModel(nn.Module):
         self._passes = ExitStack()
         self.injection = Injection(work.base.model, self.bank.modules)
         self.injection.stand(self.backbone, self.bank.merged)
+        _CARRYING.add(work.base.model)
 
     @property
     def backbone(self) -> nn.Module:
@@ -110,6 +114,7 @@ class MergedModel(nn.Module):
         for handle in self._feeding:
             handle.remove()
         self.injection.close()
+        _CARRYING.discard(self.causal_lm)
         return cast(PreTrainedModel, self.causal_lm)
 
     def export(self, folder: str | Path, *, overwrite: bool = False) -> Exported:
@@ -226,6 +231,8 @@ def merge_into(
             "merge_into needs the bare base model, but this one carries PEFT adapters. Load the base model alone and "
             "give the adapters as folders."
         )
+    if model in _CARRYING:
+        raise AdapterError("this model carries merged adapters already. Call detach() of that merge first.")
     work = setup(model, tokenizer, config=config)
     factors = read_adapters(work, adapters)
     if work.base.head in {module for adapter in factors for module in adapter.modules}:
