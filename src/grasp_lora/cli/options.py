@@ -19,6 +19,10 @@ GoOn = Annotated[bool, typer.Option("--resume", help="Only go on with a run that
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved configuration and stop.")]
 
+ReportTo = Annotated[
+    list[str] | None,
+    typer.Option(help="Experiment tracker: tensorboard, wandb, mlflow or trackio; may be repeated."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")]
 ScoredAdapter = Annotated[str | None, typer.Option(help="Score this PEFT folder alone instead of the run's systems.")]
 AnsweringAdapter = Annotated[
@@ -33,9 +37,12 @@ def out(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def read_config(file: Path | None, sets: list[str] | None, base: dict[str, Any] | None = None) -> Config:
-    """Return the resolved configuration: `base`, the file, the --set pairs."""
-    return load_config(file, sets or (), base)
+def read_config(
+    file: Path | None, sets: list[str] | None, base: dict[str, Any] | None = None, report_to: list[str] | None = None
+) -> Config:
+    """Return the resolved configuration: `base`, the file, the --set pairs, the --report-to trackers."""
+    trackers = [f"run.report_to=[{','.join(report_to)}]"] if report_to else []
+    return load_config(file, [*(sets or ()), *trackers], base)
 
 
 def shown(config: Config, wanted: bool) -> bool:

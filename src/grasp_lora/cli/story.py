@@ -11,6 +11,7 @@ from .options import (
     Overwrite,
     PrintConfig,
     Quiet,
+    ReportTo,
     Resume,
     Sets,
     command_line,
@@ -28,6 +29,7 @@ def run(
     dry_run: DryRun = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    report_to: ReportTo = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
     print_config: PrintConfig = False,
@@ -38,7 +40,7 @@ def run(
     from ..runs import make_progress
     from .console import show_plan, show_result
 
-    resolved = read_config(config, sets)
+    resolved = read_config(config, sets, report_to=report_to)
     if shown(resolved, print_config):
         return
     if dry_run:
@@ -53,6 +55,7 @@ def demo(
     sets: Sets = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    report_to: ReportTo = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
     print_config: PrintConfig = False,
@@ -63,7 +66,7 @@ def demo(
     from ..runs import make_progress
     from .console import show_result
 
-    resolved = read_config(None, sets, demo_config())
+    resolved = read_config(None, sets, demo_config(), report_to)
     if shown(resolved, print_config):
         return
     prepare_demo_data(resolved)

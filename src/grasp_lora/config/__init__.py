@@ -25,6 +25,7 @@ from .sections import (
     Section,
     SplitFiles,
     TaskConfig,
+    TrackerName,
     TrainingConfig,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "FinalizeConfig",
     "Importance", "LoraConfig", "MergeConfig", "MergeRule", "MetricName", "ModelConfig", "PruneConfig",
     "Ratio", "Rival",
-    "RunConfig", "Scope", "SearchConfig", "Section", "SplitFiles", "TaskConfig", "TrainingConfig",
+    "RunConfig", "Scope", "SearchConfig", "Section", "SplitFiles", "TaskConfig", "TrackerName",
+    "TrainingConfig",
     "build_config", "load_config", "parse_yaml", "to_dict", "to_yaml",
 ]  # fmt: skip

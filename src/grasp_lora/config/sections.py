@@ -24,6 +24,7 @@ Importance = Literal["magnitude", "activation", "sensitivity"]
 Scope = Literal["per_tensor", "global"]
 METRICS = ("loss", "em", "f1", "rouge", "bleu", "chrf", "bertscore")
 Rival = Literal["zero_shot", "source", "target", "sequential", "merged"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 MetricName = Literal["loss", "em", "f1", "rouge", "bleu", "chrf", "bertscore"]
 
 
@@ -207,6 +208,7 @@ class RunConfig(Section):
 
     dir: str | None = Field(None, description="run folder; default runs/<task>-<language>-<seed>")
     checkpoint_every: PositiveInt = Field(50, description="optimizer steps between checkpoints")
+    report_to: tuple[TrackerName, ...] = Field((), description="experiment trackers; the command line's --report-to")
 
 
 class Config(Section):
