@@ -10,6 +10,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ..pipeline.accounts import score_cell
@@ -189,3 +190,32 @@ def show_plan(plan: Plan, as_json: bool) -> None:
     )
     for warning in plan.warnings:
         console.print(f"warning: {warning}", markup=False)
+
+
+def show_examination(facts: Mapping[str, Any], as_json: bool) -> None:
+    """Print what `doctor` found."""
+    if as_json:
+        print_json(facts)
+        return
+    console, system = _console(), facts["system"]
+    installed = {name: version for name, version in facts["versions"].items() if version}
+    console.print(_table(["package", "version"], list(installed.items())))
+    console.print(
+        f"{system['cpu']}, {system['cores']} cores, {system['threads']} threads in use, "
+        f"{(system['memory_bytes'] or 0) / 2**30:.1f} GiB memory; "
+        f"{facts['free_disk_bytes'] / 2**30:.1f} GiB free on the disk of the run folder",
+        markup=False,
+    )
+    for gpu in facts["gpus"]:
+        console.print(
+            f"{gpu['name']}: compute capability {gpu['compute_capability']}, bf16 {'yes' if gpu['bf16'] else 'no'}, "
+            f"{gpu['free_memory_bytes'] / 2**30:.1f} of {gpu['memory_bytes'] / 2**30:.1f} GiB free",
+            markup=False,
+        )
+    if not facts["gpus"]:
+        console.print(facts["gpu"], markup=False)
+    rows = [[name, "yes" if extra["installed"] else escape(extra["how"])] for name, extra in facts["extras"].items()]
+    console.print(_table(["extra", "installed"], rows))
+    console.print(f"demo backbone: {facts['demo_backbone']}", markup=False)
+    for problem in facts["problems"]:
+        console.print(f"[bold red]error[/] {escape(problem)}")

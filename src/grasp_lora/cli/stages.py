@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..config import Config
-from ..errors import ConfigError
+from ..errors import ConfigError, check_choice
 from .options import (
     AnsweringAdapter,
     AsJson,
@@ -83,8 +83,7 @@ def train_adapter(
     from ..pipeline.stages import ADAPTER, adapter_stage
     from .console import show_facts
 
-    if role not in ("source", "target"):
-        raise ConfigError(f"--role must be source or target, got '{role}'.")
+    check_choice("--role", role, ("source", "target"))
     resolved = read_config(config, sets, report_to=report_to)
     if getattr(resolved.adapters, role) is not None:
         raise ConfigError(f"adapters.{role} names an adapter already. Remove the setting to train one here.")

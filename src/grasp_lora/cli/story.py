@@ -41,7 +41,7 @@ def run(
     from .console import show_plan, show_result
 
     resolved = read_config(config, sets, report_to=report_to)
-    if shown(resolved, print_config):
+    if shown(resolved, print_config, as_json):
         return
     if dry_run:
         show_plan(make_plan(resolved), as_json)
@@ -67,7 +67,7 @@ def demo(
     from .console import show_result
 
     resolved = read_config(None, sets, demo_config(), report_to)
-    if shown(resolved, print_config):
+    if shown(resolved, print_config, as_json):
         return
     prepare_demo_data(resolved)
     result = run_pipeline(resolved, make_progress(quiet), resume=resume, overwrite=overwrite, command=command_line())

@@ -1,6 +1,6 @@
 """Settings: what there is (`sections`) and how it is read and written (`files`)."""
 
-from .files import build_config, load_config, parse_yaml, to_dict, to_yaml
+from .files import build_config, load_config, parse_yaml, setting_names, to_dict, to_yaml
 from .sections import (
     METRICS,
     AdaptersConfig,
@@ -28,6 +28,7 @@ from .sections import (
     TrackerName,
     TrainingConfig,
 )
+from .template import template
 
 __all__ = [
     "METRICS", "AdaptersConfig", "Config", "ControllerConfig", "DataConfig", "EvaluateConfig", "ExportConfig",
@@ -36,5 +37,5 @@ __all__ = [
     "Ratio", "Rival",
     "RunConfig", "Scope", "SearchConfig", "Section", "SplitFiles", "TaskConfig", "TrackerName",
     "TrainingConfig",
-    "build_config", "load_config", "parse_yaml", "to_dict", "to_yaml",
+    "build_config", "load_config", "parse_yaml", "setting_names", "template", "to_dict", "to_yaml",
 ]  # fmt: skip
