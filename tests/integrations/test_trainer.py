@@ -90,6 +90,19 @@ def test_a_search_is_the_one_of_our_own_loop(importance, tmp_path):
     assert [row["round"] for row in callback.history] == list(range(7))
 
 
+def test_clipping_sees_the_same_gradients(tmp_path):
+    world = World(search={"epochs": 1, "lr": 0.01, "lr_decay": 1.0, "max_grad_norm": 0.5, "accumulation": 3})
+    world.config = {**world.config, "finalize": world.config["search"]}
+    world.work = pico_setup(world.model, world.config, dev=0)
+    ours = api.finalize(world.work, world.adapters, 0.7)
+    merged = world.merged()
+    settings = {"max_grad_norm": 0.5, "gradient_accumulation_steps": 3}
+    trainer = world.trainer(merged, HoldRatioCallback(merged, 0.7), tmp_path, **settings)
+    trainer.model_accepts_loss_kwargs = False  # the mean over examples, as ours, not over tokens
+    trainer.train()
+    assert torch.allclose(merged.values, ours.bank.values, atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # TRL's own default
 def test_trl_trains_the_same(tmp_path):
     """Its trainer computes the head's losses itself and calls only the part below: the update must be there."""

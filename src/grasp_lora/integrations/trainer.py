@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch.distributed as dist
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..controller import Controller, Diagnostic
@@ -50,6 +51,7 @@ class _LoopCallback(TrainerCallback):
         self.merged = merged
         self.history: list[dict[str, Any]] = []
         self._loop: Callback | None = None
+        self._mask: RemovableHandle | None = None
         self._items: tuple[Encoded, ...] | None = None
         if micro_dev is not None:
             self._items = encoded_rows(micro_dev)
@@ -65,6 +67,7 @@ class _LoopCallback(TrainerCallback):
         """Probe or prune right after the merge, or go on from the checkpoint that the trainer has loaded."""
         _check_processes(args)
         loop = self._loop = self._make(state.max_steps)
+        self._mask_before_clipping()
         loop.attach(kwargs["optimizer"])
         saved = self.merged.take_saved()
         self.merged.companion = self.checkpoint
@@ -79,6 +82,28 @@ class _LoopCallback(TrainerCallback):
             )
         loop.load_state(saved[0], saved[1]["loop"])
         self.history = list(saved[1]["history"])
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the gradients alone again."""
+        self._unmask()
+
+    def _mask_before_clipping(self) -> None:
+        """Keep pruned entries out of the gradient's norm: a trainer clips before `on_pre_optimizer_step`.
+
+        Not where the gradients of pruned entries are wanted: by `sensitivity`, and in `preset: released`.
+        """
+        self._unmask()
+        config, bank = self.merged.work.config, self.merged.bank
+        if config.prune.importance != "sensitivity" and config.controller.preset != "released":
+            hook: Any = bank.values.register_hook  # torch annotates it in part only
+            self._mask = hook(lambda gradient: gradient.masked_fill(~bank.kept, 0.0))
+
+    def _unmask(self) -> None:
+        if self._mask is not None:
+            self._mask.remove()
+            self._mask = None
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
