@@ -135,8 +135,8 @@ def test_the_view_holds_the_last_rounds_and_what_a_step_is_made_with():
     view = stream.getvalue().partition("done after")[0]
     assert "loss 2.0000  ratio 0.5000  epoch 3  lr 1.000e-04  dev loss 1.7500" in view
     rows = [line.split() for line in view.splitlines() if line.split()[1:2] == ["0.511"]]
-    assert rows[:4] == [[str(n), "0.511", "0.123", "0.620", "+0.0234", "0.543", "0.457"] for n in range(2, 6)]
-    assert rows[4] == ["6", "0.511", "0.123", "0.620", "+0.0234", "0.543", "kept", "0.457"]
+    assert rows[:4] == [[str(n), "0.511", "0.123", "0.620", "+0.0234", "0.543", "0.457", "moved"] for n in range(2, 6)]
+    assert rows[4] == ["6", "0.511", "0.123", "0.620", "+0.0234", "0.543", "0.457", "kept"]
     assert {row[0] for row in rows} == {"2", "3", "4", "5", "6"}
     assert "search  loss 2.0000  ratio 0.5000  done after 0 s" in stream.getvalue()
 

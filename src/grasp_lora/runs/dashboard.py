@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import (
@@ -45,8 +44,7 @@ class RichProgress:
         self._console = console or Console(stderr=True)
         self._bars = RichBars(
             SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
-            MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left", style="dim"),
-            TimeRemainingColumn(compact=True),
+            MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(compact=True), TextColumn("left"),
             console=self._console, auto_refresh=False,
         )  # fmt: skip
         self._tasks: list[_RichTask] = []
@@ -128,14 +126,14 @@ class _RichTask:
 
 def _rounds(rounds: deque[Mapping[str, Any]]) -> Table:
     """Return the last rounds: where the policy stands, the best candidate with its reward, and what was committed."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for name in ("round", "mean", "sigma", "best candidate", "reward", "ratio", "density"):
+    table = Table(box=None, padding=(0, 0, 0, 2))
+    for name in ("round", "mean", "sigma", "best", "reward", "ratio", "density", "mask"):
         table.add_column(name, justify="right")
     for row in rounds:
         best = max(range(len(row["rewards"])), key=row["rewards"].__getitem__)
         table.add_row(
             str(row["round"]), f"{row['after']['mean']:.3f}", f"{row['after']['std']:.3f}",
             f"{row['samples'][best]:.3f}", f"{row['rewards'][best]:+.4f}",
-            f"{row['after']['p']:.3f}" + ("" if row["committed"] else " kept"), f"{row['density']:.3f}",
+            f"{row['after']['p']:.3f}", f"{row['density']:.3f}", "moved" if row["committed"] else "kept",
         )  # fmt: skip
     return table
