@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from world import lines
 
@@ -90,3 +92,36 @@ def test_trackers_with_steps_of_their_own_get_the_step_as_a_value():
         ({"source_adapter/epoch": 0, "source_adapter/dev_loss": 1.5}, 1),
     ]
     assert wandb.rows[0] == ({"source_adapter/loss": 2.0, "source_adapter/step": 1}, None)
+
+
+class Talkative:
+    """A tracker that greets on standard output, as some do."""
+
+    name = "trackio"
+
+    def __init__(self, project: str, **settings: str) -> None:
+        self.project = project
+
+    def start(self):
+        print("welcome to", self.project)  # noqa: T201
+
+    def store_init_configuration(self, values):
+        assert values["task.language"] == "en"
+        assert all(isinstance(value, (int, float, str)) for value in values.values())
+
+    def log(self, values, step=None):
+        assert step is None
+
+    def finish(self):
+        print("good-bye")  # noqa: T201
+
+
+def test_a_talkative_tracker_leaves_standard_output_to_the_results(world, cli, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: find("json" if name == "trackio" else name, *rest)
+    )
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "trackio", Talkative)
+    said = cli("train-adapter", "--config", world.file(), "--report-to", "trackio", "--json", "--quiet")
+    assert json.loads(said.out)["steps"] == 4
+    assert said.err.splitlines() == ["welcome to grasp-lora", "good-bye"]

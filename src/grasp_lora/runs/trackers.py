@@ -7,8 +7,9 @@ back, which those of several stages do; there the step is a value of its own, `<
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,10 +43,17 @@ def tracked(progress: Progress, names: Sequence[TrackerName], folder: Path, conf
         yield progress
         return
     with ExitStack() as stack:
-        trackers = [_start(name, folder, config) for name in names]
-        for tracker in trackers:
-            stack.callback(tracker.finish)
+        trackers = []
+        for name in names:
+            with redirect_stdout(sys.stderr):  # standard output is for results
+                trackers.append(_start(name, folder, config))
+            stack.callback(_finish, trackers[-1])
         yield TrackedProgress(progress, trackers)
+
+
+def _finish(tracker: GeneralTracker) -> None:
+    with redirect_stdout(sys.stderr):
+        tracker.finish()
 
 
 def _start(name: TrackerName, folder: Path, config: Section) -> GeneralTracker:
