@@ -45,6 +45,7 @@ def trainer_of(given: argparse.Namespace, merged: MergedModel, stage: str) -> SF
             per_device_train_batch_size=1,
             logging_steps=10,
             bf16=torch.cuda.is_available(),
+            ddp_find_unused_parameters=False,  # the one parameter is always used
             report_to="none",
         ),
         train_dataset=data["train"],

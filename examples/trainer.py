@@ -62,6 +62,7 @@ def train(given: argparse.Namespace, merged: MergedModel, callback: TrainerCallb
             learning_rate=given.lr,
             per_device_train_batch_size=1,
             logging_steps=10,
+            ddp_find_unused_parameters=False,  # the one parameter is always used
             report_to="none",
         ),
         train_dataset=tokenized(given.train, tokenizer),
