@@ -30,10 +30,10 @@ def write_template(task: str, language: str, out: Path, *, overwrite: bool = Fal
     if out.exists() and not overwrite:
         raise RunError(f"{out} exists and is not overwritten. Choose another name with --out, or add --overwrite.")
     to_fill: dict[str, Any] = {
-        "model": {"name_or_path": "path-or-hub-id"},
+        "model": {"name_or_path": "path/to/base-model"},
         "task": _prompt(cast(TaskName, task), language),
         "data": {"target": {name: f"data/mine/{name}.jsonl" for name in SplitFiles.model_fields}},
-        "adapters": {"source": "adapters/source", "target": "adapters/target"},
+        "adapters": {"source": "path/to/source-adapter", "target": "path/to/target-adapter"},
     }
     chosen = {"task": {"name": task, "language": language}}
     write_text_atomic(out, template(to_fill, chosen, _HEAD.format(out=out.name)))
