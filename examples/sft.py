@@ -71,7 +71,7 @@ def main(words: list[str] | None = None) -> float:
     # The final run: the same adapters, untouched, at that ratio.
     merged = merge_into(merged.detach(), tokenizer, given.adapters, config=config)
     trainer = trainer_of(given, merged, "final")
-    trainer.add_callback(HoldRatioCallback(merged, found.p_star))
+    trainer.add_callback(HoldRatioCallback(merged, found.best))
     trainer.train()
     if trainer.is_world_process_zero():
         exported = merged.export(given.output / "export", overwrite=True)

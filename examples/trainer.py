@@ -87,7 +87,7 @@ def main(words: list[str] | None = None) -> float:
 
     # The final run: the same adapters, untouched, at that ratio.
     merged = merge_into(merged.detach(), tokenizer, given.adapters, config=config)
-    trainer = train(given, merged, HoldRatioCallback(merged, found.p_star), "final")
+    trainer = train(given, merged, HoldRatioCallback(merged, found.best), "final")
     if trainer.is_world_process_zero():
         exported = merged.export(given.output / "export", overwrite=True)
         print(f"learned ratio {found.p_star:.4f}, 90 % interval {found.interval}, adapter in {exported.adapter}")

@@ -11,6 +11,7 @@ from peft.utils.hotswap import hotswap_adapter
 
 from grasp_lora import api
 from grasp_lora.adapters.bank import AdapterBank
+from grasp_lora.adapters.point import MergePoint
 from grasp_lora.pipeline.finalize import FinalResult
 from grasp_lora.training import Outcome
 from pico import pico_adapter, pico_model, pico_setup
@@ -30,7 +31,7 @@ def folders(tmp_path_factory) -> tuple[Path, Path, Path]:
     for name, pair in {"one": ("en", "ar"), "two": ("en", "zh")}.items():
         bank: AdapterBank = work.bank([pico_adapter(model, adapter) for adapter in pair])
         bank.commit(torch.arange(bank.values.numel()) % 5 < 2)
-        api.export(work, FinalResult(bank, 0.6, bank.density(), (), NEVER), root / name)
+        api.export(work, FinalResult(bank, MergePoint(0.6), bank.density(), (), NEVER), root / name)
     return root / "pico", root / "one" / "adapter", root / "two" / "adapter"
 
 

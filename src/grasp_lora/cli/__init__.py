@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import GraspError, exit_codes
-from . import data, setup, stages, story
+from . import controller, data, setup, stages, story
 from .options import out
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.add_typer(setup.app)
 app.add_typer(story.app)
 app.add_typer(stages.app)
+app.add_typer(controller.app)
 app.add_typer(data.app, name="data", help="Prepare data.")
 
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ..pipeline.accounts import score_cell
 from ..pipeline.checks import Finding
 from ..pipeline.plan import Plan
 from ..pipeline.story import RunResult
-from ..runs import to_json
+from .tables import console as _console
+from .tables import print_json
+from .tables import table as _table
 
 LABELS = {
     "zero_shot": "zero shot",
@@ -27,26 +25,6 @@ LABELS = {
     "merged": "merged, not pruned",
     "grasp": "GRASP",
 }
-
-
-def _console() -> Console:
-    # Not a terminal (a file, a pipe): wide enough that no table cell is cut.
-    wide = None if sys.stdout.isatty() else 200
-    return Console(file=sys.stdout, highlight=False, soft_wrap=wide is not None, width=wide)
-
-
-def print_json(value: Any) -> None:
-    """Print a value as JSON."""
-    sys.stdout.write(to_json(value, indent=2) + "\n")
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def score_rows(scores: Mapping[str, Any]) -> Table:
@@ -190,32 +168,3 @@ def show_plan(plan: Plan, as_json: bool) -> None:
     )
     for warning in plan.warnings:
         console.print(f"warning: {warning}", markup=False)
-
-
-def show_examination(facts: Mapping[str, Any], as_json: bool) -> None:
-    """Print what `doctor` found."""
-    if as_json:
-        print_json(facts)
-        return
-    console, system = _console(), facts["system"]
-    installed = {name: version for name, version in facts["versions"].items() if version}
-    console.print(_table(["package", "version"], list(installed.items())))
-    console.print(
-        f"{system['cpu']}, {system['cores']} cores, {system['threads']} threads in use, "
-        f"{(system['memory_bytes'] or 0) / 2**30:.1f} GiB memory; "
-        f"{facts['free_disk_bytes'] / 2**30:.1f} GiB free on the disk of the run folder",
-        markup=False,
-    )
-    for gpu in facts["gpus"]:
-        console.print(
-            f"{gpu['name']}: compute capability {gpu['compute_capability']}, bf16 {'yes' if gpu['bf16'] else 'no'}, "
-            f"{gpu['free_memory_bytes'] / 2**30:.1f} of {gpu['memory_bytes'] / 2**30:.1f} GiB free",
-            markup=False,
-        )
-    if not facts["gpus"]:
-        console.print(facts["gpu"], markup=False)
-    rows = [[name, "yes" if extra["installed"] else escape(extra["how"])] for name, extra in facts["extras"].items()]
-    console.print(_table(["extra", "installed"], rows))
-    console.print(f"demo backbone: {facts['demo_backbone']}", markup=False)
-    for problem in facts["problems"]:
-        console.print(f"[bold red]error[/] {escape(problem)}")

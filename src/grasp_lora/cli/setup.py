@@ -32,7 +32,7 @@ def doctor(config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False
     """Say what is installed, what the GPU can do, which extras are missing, and whether all is well."""
     from ..pipeline.doctor import examine
     from ..pipeline.story import default_folder
-    from .console import show_examination
+    from .examination import show_examination
 
     facts, problems = examine(default_folder(read_config(config, sets)))
     show_examination(facts, as_json)

@@ -122,8 +122,8 @@ class MergedModel(nn.Module):
 
         Raises `RunError` when the folder exists and `overwrite` is not set.
         """
-        config, ratio = self.work.config, 1.0 - self.bank.density()
-        card = model_card(self.work.base.name, {"prune ratio": f"{ratio:.4f}", "merge rule": config.merge.rule}, "")
+        config, point = self.work.config, self.bank.standing(1.0 - self.bank.density())
+        card = model_card(self.work.base.name, {"pruned at": point.describe(), "merge rule": config.merge.rule}, "")
         return export_adapter(
             self.work.base, self.bank, Path(folder), card=card, sparse=config.export.sparse, overwrite=overwrite
         )

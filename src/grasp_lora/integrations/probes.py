@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..adapters.point import MergePoint
 from ..data import Encoded
 from ..data.batches import IGNORED
 from ..errors import DataError
@@ -56,13 +57,13 @@ class SharedEvaluator(Evaluator):
         share = items[self._rank :: self._world]
         self._own = Evaluator(attached, share, batch_size=batch_size) if share else None
 
-    def flat_losses(self, flat: Tensor) -> Tensor:
+    def flat_losses(self, flat: Tensor, points: Sequence[MergePoint] | None = None) -> Tensor:
         """Return the loss of every example with each row of `flat` as the bank's values, shape (C, m)."""
         losses = torch.zeros(len(flat), self.examples, dtype=torch.float64)
         tokens = 0
         if self._own is not None:
             before = self._own.token_passes
-            losses[:, self._rank :: self._world] = self._own.flat_losses(flat)
+            losses[:, self._rank :: self._world] = self._own.flat_losses(flat, points)
             tokens = self._own.token_passes - before
         both = torch.cat([losses.flatten(), torch.tensor([float(tokens)], dtype=torch.float64)]).to(flat.device)
         dist.all_reduce(both)  # sums: every entry is zero in all processes but one

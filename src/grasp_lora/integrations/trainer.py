@@ -11,11 +11,14 @@ import torch.distributed as dist
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..adapters.point import MergePoint
 from ..controller import Controller, Diagnostic
+from ..controller.axes import merge_point
 from ..controller.session import RatioSearch
 from ..data import Encoded, check_micro_dev
 from ..errors import ConfigError, RunError
-from ..pipeline.finalize import check_ratio
+from ..pipeline.finalize import as_point
+from ..pipeline.search import search_axes
 from ..probing import Evaluator
 from ..training import Callback, FixedRatio, MaskSelector
 from .merged import MergedModel, SavedState
@@ -30,11 +33,13 @@ _REPLICATED = {"NO", "MULTI_CPU", "MULTI_GPU"}
 class LearnedRatio:
     """What the controller found: the ratio (0 to 1) with its interval, what it cost and what to beware of.
 
-    `density` is the share of entries that the mask of the last commit keeps; `probe_tokens` went forward only;
-    `evaluations` counts micro-dev evaluations, baselines included.
+    `best` is the whole point (ratio, and strengths where the policy has them), `p_star` its ratio. `density` is the
+    share of entries that the mask of the last commit keeps; `probe_tokens` went forward only; `evaluations` counts
+    micro-dev evaluations, baselines included.
     """
 
     p_star: float
+    best: MergePoint
     interval: tuple[float, float] | None
     diagnostics: tuple[Diagnostic, ...]
     rounds: int
@@ -152,10 +157,13 @@ class GraspCallback(_LoopCallback):
         micro_dev: the controller's examples, tokenized as the training data is (`input_ids` and `labels`); none of
             them may be trained on.
 
-    Training stops when the controller has its answer, or at the trainer's last step. `history` holds every round:
-    samples, losses of each example, rewards, commit and measured density. Raises `DataError` for examples that are no
-    use, or too many (`data.micro_dev_size`), and when training begins `ConfigError` for a set-up that is not supported:
-    sharded parameters (FSDP, DeepSpeed) or several GPUs in one process.
+    Training stops when the controller has its answer, or at the trainer's last step. With `finalize.adapter=reuse` it
+    goes on instead, held at the answer from then on, at the latest from half of the steps. `history` holds every round:
+    samples, losses of each example, rewards, commit and measured density.
+
+    Raises `DataError` for examples that are no use, or too many (`data.micro_dev_size`), and when training begins
+    `ConfigError` for a set-up that is not supported: sharded parameters (FSDP, DeepSpeed) or several GPUs in one
+    process.
     """
 
     def __init__(self, merged: MergedModel, micro_dev: Rows) -> None:
@@ -166,10 +174,12 @@ class GraspCallback(_LoopCallback):
         config, probe = self.merged.work.config, self._probe()
         assert probe is not None  # micro_dev is required
         seed = config.seed if config.controller.seed is None else config.controller.seed
-        controller = Controller(config.controller, seed, steps_total=steps)
+        bank = self.merged.bank
+        axes = search_axes(config, bank.names, bank.modules)
+        controller = Controller(config.controller, seed, steps_total=steps, axes=axes)
         search = RatioSearch(
-            self.merged.bank, self._selector(probe), probe, controller, config.controller,
-            lambda row: self.history.append(row),
+            bank, self._selector(probe), probe, controller, config.controller, lambda row: self.history.append(row),
+            axes=controller.settings.axes, hold_from=steps // 2 if config.finalize.adapter == "reuse" else None,
         )  # fmt: skip
         self._search = search, probe
         return search
@@ -180,26 +190,28 @@ class GraspCallback(_LoopCallback):
             raise RunError("no training has begun yet. Call the trainer's train() first.")
         search, probe = self._search
         estimate = search.controller.estimate()
+        best = merge_point(search.controller.settings.axes, estimate.best)
         return LearnedRatio(
-            estimate.p_star, estimate.interval, tuple(search.controller.diagnostics()), search.rounds,
+            best.ratio, best, estimate.interval, tuple(search.controller.diagnostics()), search.rounds,
             search.evaluations, probe.token_passes, self.merged.bank.density(), search.stop_reason,
         )  # fmt: skip
 
 
 class HoldRatioCallback(_LoopCallback):
-    """Prunes the merge at one ratio before the first step and holds it, as `grasp_lora.finalize` does.
+    """Prunes the merge at one ratio, or a point, before the first step and holds it, as `grasp_lora.finalize` does.
 
     `micro_dev` is needed by importance rules other than `magnitude`. `finalize.mask=dynamic` selects anew after every
     step. Raises `ConfigError` for a ratio outside [0, 1] and for the set-ups that `GraspCallback` refuses.
     """
 
-    def __init__(self, merged: MergedModel, ratio: float, micro_dev: Rows | None = None) -> None:
+    def __init__(self, merged: MergedModel, where: float | MergePoint, micro_dev: Rows | None = None) -> None:
         super().__init__(merged, micro_dev)
-        self.ratio = check_ratio(ratio)
+        self.point = as_point(where)
 
     def _make(self, steps: int) -> Callback:
         dynamic = self.merged.work.config.finalize.mask == "dynamic"
-        return FixedRatio(self.merged.bank, self._selector(self._probe()), self.ratio, dynamic=dynamic)
+        self.merged.bank.stand_at(self.point)
+        return FixedRatio(self.merged.bank, self._selector(self._probe()), self.point, dynamic=dynamic)
 
 
 def _processes() -> int:

@@ -16,7 +16,7 @@ def cost(run: Run) -> dict[str, Any]:
     rows: dict[str, Any] = {}
     for name, result in run.folder.stages_done().items():
         outcome = result.get("outcome")
-        if outcome is None:
+        if outcome is None or result.get("reused"):  # a search's own adapter was paid for by the search
             continue
         forward = outcome["dev_tokens"] + result.get("probe_tokens", 0)
         rows[name] = {

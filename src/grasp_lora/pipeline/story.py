@@ -41,7 +41,7 @@ from .stages import (
     begin,
     evaluate_stage,
     final_content,
-    finalize_stage,
+    final_stage,
     load_final,
     require_final,
     rival_content,
@@ -123,7 +123,7 @@ def working(
             raise ConfigError("--resume goes on with a run, --overwrite replaces it. Give one of them.")
         shown = progress or QuietProgress()
         told = lambda: shown.warn("stopping after this step; press Ctrl-C again to stop at once")  # noqa: E731
-        with graceful_interrupt(told) as flag, _clean_stops():
+        with graceful_interrupt(told) as flag, clean_stops():
             checked = preflight(config, needs, extra)
             for warning in checked.warnings:
                 shown.warn(warning)
@@ -138,7 +138,7 @@ def working(
 
 
 @contextmanager
-def _clean_stops() -> Iterator[None]:
+def clean_stops() -> Iterator[None]:
     """Turn a second Ctrl-C, and memory that runs out anywhere, into an error that says how to go on."""
     try:
         yield
@@ -168,12 +168,13 @@ def tell(run: Run) -> RunResult:
     """The story itself, on an open run."""
     adapters = all_adapters(run)
     found = search_stage(run, adapters)
-    final = finalize_stage(run, adapters, float(found["p_star"]))
+    final = final_stage(run, adapters)
     scores = evaluate_all(run, adapters, final)
     exported = export_stage(run, final, scores)
     deployment = deployment_stage(run, exported)
     results = {
         "p_star": found["p_star"],
+        "point": found["point"],
         "interval": found["interval"],
         "density": final.density,
         "search": found,
@@ -248,7 +249,7 @@ def export_stage(run: Run, final: FinalResult, scores: Mapping[str, Any]) -> dic
         "base model": run.setup.base.name,
         "task": f"{run.config.task.name}, {run.config.task.language}",
         "merge rule": run.config.merge.rule,
-        "prune ratio": f"{final.ratio:.4f}",
+        "pruned at": final.point.describe(),
         "importance": f"{run.config.prune.importance}, {run.config.prune.scope}",
         "seed": run.config.seed,
     }
