@@ -1,6 +1,6 @@
 """Settings: what there is (`sections`) and how it is read and written (`files`)."""
 
-from .files import build_config, load_config, parse_overrides, parse_yaml, to_dict, to_yaml
+from .files import build_config, load_config, parse_overrides, parse_yaml, setting_names, to_dict, to_yaml
 from .sections import (
     METRICS,
     AdaptersConfig,
@@ -26,14 +26,17 @@ from .sections import (
     Section,
     SplitFiles,
     TaskConfig,
+    TrackerName,
     TrainingConfig,
 )
+from .template import template
 
 __all__ = [
     "METRICS", "AdaptersConfig", "Config", "ControllerConfig", "DataConfig", "EvaluateConfig", "ExportConfig",
     "FinalizeConfig",
     "Importance", "LoraConfig", "MergeConfig", "MergeRule", "MetricName", "ModelConfig", "Policy", "PruneConfig",
     "Ratio", "Rival",
-    "RunConfig", "Scope", "SearchConfig", "Section", "SplitFiles", "TaskConfig", "TrainingConfig",
-    "build_config", "load_config", "parse_overrides", "parse_yaml", "to_dict", "to_yaml",
+    "RunConfig", "Scope", "SearchConfig", "Section", "SplitFiles", "TaskConfig", "TrackerName",
+    "TrainingConfig",
+    "build_config", "load_config", "parse_overrides", "parse_yaml", "setting_names", "template", "to_dict", "to_yaml",
 ]  # fmt: skip

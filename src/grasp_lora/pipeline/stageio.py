@@ -117,6 +117,8 @@ class StageIO:
     def _log(self, kind: str, values: dict[str, Any]) -> None:
         if self._events is not None:
             self._events.write(kind, values)
+        if self._task is not None:
+            self._task.event(kind, values)
 
     def _show(self, **values: Any) -> None:
         self._shown |= values
@@ -126,6 +128,8 @@ class StageIO:
     def record_round(self, row: dict[str, Any]) -> None:
         """Append one round of the controller to the history, while the run goes on."""
         self._shown |= {"ratio": row["after"]["p"], "sigma": row["after"]["std"]}
+        if self._task is not None:
+            self._task.event("round", row)
         if self._history is not None:
             times = row["time"]
             self._history.write("round", {k: v for k, v in row.items() if k != "time"}, times)

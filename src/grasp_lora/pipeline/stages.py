@@ -171,6 +171,7 @@ def search_stage(run: Run, adapters: Sequence[AdapterFactors]) -> dict[str, Any]
         return done
     run.cut_notes("train", "micro_dev")
     found = search(run.setup, adapters, run.io(stage))
+    run.progress.result("search", p_star=found.p_star)
     if found.final is not None:
         _save_bank(stage, found.final.bank)
     result = stage.finish(

@@ -23,7 +23,9 @@ from ..runs import (
     StageFolder,
     build_manifest,
     changed_inputs,
+    check_trackers,
     graceful_interrupt,
+    tracked,
 )
 from .accounts import cost, score_table
 from .adapters import read_adapter
@@ -125,8 +127,12 @@ def working(
             checked = preflight(config, needs, extra)
             for warning in checked.warnings:
                 shown.warn(warning)
-            with open_folder(config, resume=resume, overwrite=overwrite, command=command) as folder:
-                yield Run(config, folder, checked.splits, shown, lambda: flag.requested)
+            check_trackers(config.run.report_to)
+            with (
+                open_folder(config, resume=resume, overwrite=overwrite, command=command) as folder,
+                tracked(shown, config.run.report_to, folder.path, config) as reported,
+            ):
+                yield Run(config, folder, checked.splits, reported, lambda: flag.requested)
 
     return cast(AbstractContextManager[Run], opened())
 
