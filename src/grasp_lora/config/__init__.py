@@ -1,5 +1,7 @@
 """Settings: what there is (`sections`) and how it is read and written (`files`)."""
 
+from .base import Ratio, Section
+from .compare import CellConfig, CompareConfig, VariantConfig
 from .files import build_config, load_config, parse_yaml, to_dict, to_yaml
 from .sections import (
     METRICS,
@@ -17,22 +19,21 @@ from .sections import (
     MetricName,
     ModelConfig,
     PruneConfig,
-    Ratio,
     Rival,
     RunConfig,
     Scope,
     SearchConfig,
-    Section,
     SplitFiles,
     TaskConfig,
     TrainingConfig,
 )
 
 __all__ = [
-    "METRICS", "AdaptersConfig", "Config", "ControllerConfig", "DataConfig", "EvaluateConfig", "ExportConfig",
+    "METRICS", "AdaptersConfig", "CellConfig", "CompareConfig", "Config", "ControllerConfig", "DataConfig",
+    "EvaluateConfig", "ExportConfig",
     "FinalizeConfig",
     "Importance", "LoraConfig", "MergeConfig", "MergeRule", "MetricName", "ModelConfig", "PruneConfig",
     "Ratio", "Rival",
-    "RunConfig", "Scope", "SearchConfig", "Section", "SplitFiles", "TaskConfig", "TrainingConfig",
+    "RunConfig", "Scope", "SearchConfig", "Section", "SplitFiles", "TaskConfig", "TrainingConfig", "VariantConfig",
     "build_config", "load_config", "parse_yaml", "to_dict", "to_yaml",
 ]  # fmt: skip

@@ -17,7 +17,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from ..errors import ConfigError, nearest
-from .sections import Config, Section
+from .base import Section
+from .sections import Config
 
 
 def _yaml() -> YAML:

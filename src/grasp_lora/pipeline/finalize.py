@@ -18,13 +18,17 @@ from .stageio import StageIO
 
 @dataclass(frozen=True)
 class FinalResult:
-    """The fine-tuned, pruned merge. `density` is counted on the tensors; `flips` is the share flipped per update."""
+    """The fine-tuned, pruned merge. `density` is counted on the tensors; `flips` is the share flipped per update.
+
+    `probe_tokens` went forward for the first importance statistics.
+    """
 
     bank: AdapterBank
     ratio: float
     density: float
     flips: tuple[float, ...]
     outcome: Outcome
+    probe_tokens: int = 0
 
 
 def check_ratio(ratio: float) -> float:
@@ -67,7 +71,8 @@ def finalize(
         with io.running(loop, settings.epochs * loop.updates_per_epoch):
             outcome = loop.run()
     flips = tuple(callbacks[0].flips) if callbacks and isinstance(callbacks[0], FixedRatio) else ()
-    return FinalResult(bank, ratio, bank.density(), flips, outcome)
+    tokens = selector.probe_tokens if selector is not None else 0
+    return FinalResult(bank, ratio, bank.density(), flips, outcome, tokens)
 
 
 def _needs_probe(setup: Setup) -> bool:

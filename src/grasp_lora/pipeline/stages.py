@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ..adapters.bank import AdapterBank
 from ..adapters.merge import Pair
 from ..adapters.peft_load import AdapterFactors
 from ..adapters.peft_save import save_adapter
-from ..config import Config, Rival, TrainingConfig
+from ..config import Config, ModelConfig, TrainingConfig
 from ..data import Splits
 from ..errors import Interrupted, RunError
 from ..runs import (
@@ -28,8 +28,8 @@ from ..runs import (
     write_json_atomic,
 )
 from ..training import Outcome
-from ..training.setup import Setup
-from .adapters import ALONE, read_adapter, train_adapter
+from ..training.setup import Base, Setup
+from .adapters import read_adapter, train_adapter
 from .evaluation import SystemScores, evaluate_system, score_rows, write_predictions
 from .finalize import FinalResult, finalize
 from .models import load_base
@@ -50,17 +50,24 @@ class Run:
     splits: Splits
     progress: Progress
     stop_requested: Callable[[], bool] = lambda: False
+    load: Callable[[ModelConfig], Base] = load_base
+    judge: Callable[[int, float], bool] = lambda _epoch, _loss: False
 
     @cached_property
     def setup(self) -> Setup:
         """The base model and every split the configuration names."""
         with self.progress.stage("load base model", None):
-            base = load_base(self.config.model)
+            base = self.load(self.config.model)
         return Setup(self.config, base, self.splits.target, self.splits.source)
+
+    def changed(self, **changes: Any) -> Run:
+        """Return this run with other fields (`config`, `splits`, `judge`), on the same base model and folder."""
+        return replace(self, load=lambda _model: self.setup.base, **changes)
 
     def io(self, stage: StageFolder) -> StageIO:
         """Return the plumbing of a stage in this run's folder."""
-        return StageIO(stage.name, stage.path, self.progress, self.stop_requested, self.config.run.checkpoint_every)
+        every = self.config.run.checkpoint_every
+        return StageIO(stage.name, stage.path, self.progress, self.stop_requested, every, self.judge)
 
     def cut_notes(self, *splits: str, role: str = "target") -> None:
         """Tell how many examples of the splits were cut to fit."""
@@ -162,9 +169,9 @@ def all_adapters(run: Run) -> list[AdapterFactors]:
 # --- search and final run ---------------------------------------------------------------------------------------
 
 
-def search_stage(run: Run, adapters: Sequence[AdapterFactors]) -> dict[str, Any]:
+def search_stage(run: Run, adapters: Sequence[AdapterFactors], name: str = "search") -> dict[str, Any]:
     """Learn the ratio, or return what an earlier call learned."""
-    stage = run.folder.stage("search")
+    stage = run.folder.stage(name)
     done = begin(run, stage, **content(adapters))
     if done is not None:
         return done
@@ -209,6 +216,7 @@ def finalize_stage(run: Run, adapters: Sequence[AdapterFactors], ratio: float, n
                 "ratio": ratio,
                 "density": final.density,
                 "flips": list(final.flips),
+                "probe_tokens": final.probe_tokens,
                 "outcome": outcome_row(final.outcome),
             }
         )
@@ -248,31 +256,6 @@ def _portable_state(bank: AdapterBank) -> dict[str, Any]:
 
 
 # --- systems to compare -----------------------------------------------------------------------------------------
-
-
-def alone(run: Run, adapter: AdapterFactors) -> Mapping[str, Pair]:
-    """Return the factors of one adapter used by itself."""
-    bank = AdapterBank([adapter], ALONE).to(run.setup.base.device)
-    return bank.merged(bank.dense())
-
-
-def rival_factors(run: Run, rival: Rival, adapters: Sequence[AdapterFactors]) -> Mapping[str, Pair]:
-    """Return the factors of a simple rival, training it first where it needs a run of its own."""
-    if rival == "zero_shot":
-        return {}
-    if rival == "merged":
-        bank = finalize_stage(run, adapters, 0.0, "rival_merged").bank
-        return bank.merged(bank.dense())
-    if rival == "sequential":
-        tuned = trained_stage(run, "rival_sequential", "target", run.config.train_target, adapters[0])
-        return alone(run, tuned)
-    return alone(run, adapters[0 if rival == "source" else 1])
-
-
-def rival_content(rival: Rival, adapters: Sequence[AdapterFactors]) -> dict[str, str]:
-    """Return the hashes of the adapters that a rival is made from."""
-    used = {"zero_shot": (), "source": adapters[:1], "target": adapters[1:2], "sequential": adapters[:1]}
-    return content(used.get(rival, adapters))
 
 
 def evaluate_stage(

@@ -13,6 +13,7 @@ import torch
 
 from ..adapters.merge import Pair
 from ..adapters.peft_load import AdapterFactors
+from ..baselines import alone
 from ..config import Config, load_config, to_yaml
 from ..data import encode_prompts
 from ..errors import ConfigError, Interrupted, RunError, TrainingError
@@ -32,18 +33,16 @@ from .deployment import measure_deployment
 from .export import export_adapter, export_merged_model, model_card
 from .finalize import FinalResult
 from .models import location, resolve_device, resolve_dtype
+from .rivals import rival_content, rival_factors, system_factors
 from .stages import (
     Run,
     all_adapters,
-    alone,
     begin,
     evaluate_stage,
     final_content,
     finalize_stage,
     load_final,
     require_final,
-    rival_content,
-    rival_factors,
     search_stage,
 )
 
@@ -198,7 +197,7 @@ def evaluate_all(run: Run, adapters: Sequence[AdapterFactors], final: FinalResul
 
 def grasp_factors(final: FinalResult) -> Mapping[str, Pair]:
     """Return the merged factors of a final run."""
-    return final.bank.merged(final.bank.dense() * final.bank.kept)
+    return system_factors(final.bank)
 
 
 def finished(run: Run) -> tuple[list[AdapterFactors], FinalResult]:
@@ -220,7 +219,11 @@ def evaluate_one(run: Run, adapter: str, *, anew: bool = False) -> dict[str, Any
     name = f"adapter-{factors.sha256[:12]}"
     if anew:
         run.folder.stage(f"evaluate_{name}").reset()
-    return {"adapter": evaluate_stage(run, name, lambda: alone(run, factors), {"adapter": factors.sha256})}
+    return {
+        "adapter": evaluate_stage(
+            run, name, lambda: system_factors(alone(run.setup, factors)), {"adapter": factors.sha256}
+        )
+    }
 
 
 def export_finished(run: Run) -> dict[str, Any]:
