@@ -90,6 +90,7 @@ def show_result(result: RunResult, as_json: bool) -> None:
         )
     _show_cost(results["cost"])
     _show_deployment(results["deployment"])
+    console.print(f"exported: {LABELS[results['kept']['kept']]} ({results['kept']['reason']})", markup=False)
     console.print(f"\nThe adapter lies in [bold]{result.adapter}[/]. To load it:\n")
     console.print("    from peft import PeftModel")
     console.print("    from transformers import AutoModelForCausalLM")

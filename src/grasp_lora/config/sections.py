@@ -117,6 +117,9 @@ class FinalizeConfig(TrainingConfig):
     accumulation: PositiveInt = 8
     lr_decay: Positive = 0.85
     mask: Literal["static", "dynamic"] = Field("static", description="dynamic: selected again after every update")
+    keep: Literal["grasp", "best"] = Field(
+        "grasp", description="what is exported; best: a simple rival instead when its dev loss is lower"
+    )
 
 
 class MergeConfig(Section):

@@ -15,15 +15,18 @@ def cost(run: Run) -> dict[str, Any]:
     """
     rows: dict[str, Any] = {}
     for name, result in run.folder.stages_done().items():
-        outcome = result.get("outcome")
-        if outcome is None:
+        outcome = result.get("outcome", {})
+        trained, forward = (
+            outcome.get("trained_tokens", 0),
+            outcome.get("dev_tokens", 0) + result.get("probe_tokens", 0),
+        )
+        if not trained and not forward:
             continue
-        forward = outcome["dev_tokens"] + result.get("probe_tokens", 0)
         rows[name] = {
-            "optimizer_steps": outcome["steps"],
-            "trained_tokens": outcome["trained_tokens"],
+            "optimizer_steps": outcome.get("steps", 0),
+            "trained_tokens": trained,
             "forward_tokens": forward,
-            "token_passes": 4 * outcome["trained_tokens"] + 2 * forward,
+            "token_passes": 4 * trained + 2 * forward,
         }
     return rows
 

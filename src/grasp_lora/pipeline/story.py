@@ -32,6 +32,7 @@ from .checks import preflight
 from .deployment import measure_deployment
 from .export import export_adapter, export_merged_model, model_card
 from .finalize import FinalResult
+from .keeping import GRASP, Kept, keep
 from .models import location, resolve_device, resolve_dtype
 from .rivals import rival_content, rival_factors, system_factors
 from .stages import (
@@ -46,7 +47,6 @@ from .stages import (
     search_stage,
 )
 
-GRASP = "grasp"
 # Prompts behind the deployment figures.
 _SERVED = 8
 
@@ -163,7 +163,8 @@ def tell(run: Run) -> RunResult:
     found = search_stage(run, adapters)
     final = finalize_stage(run, adapters, float(found["p_star"]))
     scores = evaluate_all(run, adapters, final)
-    exported = export_stage(run, final, scores)
+    kept, why = keep(run, adapters, final)
+    exported = export_stage(run, kept, scores)
     deployment = deployment_stage(run, exported)
     results = {
         "p_star": found["p_star"],
@@ -172,6 +173,7 @@ def tell(run: Run) -> RunResult:
         "search": found,
         "finalize": run.folder.stage("finalize").done(),
         "systems": scores,
+        "kept": why,
         "export": exported,
         "deployment": deployment,
         "cost": cost(run),
@@ -227,14 +229,14 @@ def evaluate_one(run: Run, adapter: str, *, anew: bool = False) -> dict[str, Any
 
 
 def export_finished(run: Run) -> dict[str, Any]:
-    """Export a finished final run; raises `RunError` without one."""
-    _, final = finished(run)
+    """Export a finished final run, or the rival that is kept; raises `RunError` without one."""
+    kept, _ = keep(run, *finished(run))
     stages = run.folder.stages_done()
     systems = [name for name in (*run.config.evaluate.rivals, GRASP) if f"evaluate_{name}" in stages]
-    return export_stage(run, final, {name: stages[f"evaluate_{name}"] for name in systems})
+    return export_stage(run, kept, {name: stages[f"evaluate_{name}"] for name in systems})
 
 
-def export_stage(run: Run, final: FinalResult, scores: Mapping[str, Any]) -> dict[str, Any]:
+def export_stage(run: Run, kept: Kept, scores: Mapping[str, Any]) -> dict[str, Any]:
     """Write the PEFT folder, the sparse file and, if asked, the merged model."""
     stage = run.folder.stage("export")
     done = begin(run, stage, **final_content(run))
@@ -245,13 +247,14 @@ def export_stage(run: Run, final: FinalResult, scores: Mapping[str, Any]) -> dic
         "base model": run.setup.base.name,
         "task": f"{run.config.task.name}, {run.config.task.language}",
         "merge rule": run.config.merge.rule,
-        "prune ratio": f"{final.ratio:.4f}",
+        "system": kept.name,
+        "prune ratio": f"{kept.ratio:.4f}",
         "importance": f"{run.config.prune.importance}, {run.config.prune.scope}",
         "seed": run.config.seed,
     }
     card = model_card(run.setup.base.name, facts, score_table(scores) if scores else "")
     exported = export_adapter(
-        run.setup.base, final.bank, folder, card=card, sparse=run.config.export.sparse, overwrite=True
+        run.setup.base, kept.bank, folder, card=card, sparse=run.config.export.sparse, overwrite=True
     )
     merged = None
     if run.config.export.merged_model:
