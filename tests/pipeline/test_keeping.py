@@ -1,4 +1,4 @@
-"""`run` compares the pruned merge with simple rivals on dev, says when one does better, and exports it when asked to."""
+"""`run` compares the pruned merge with simple rivals on dev, says when one does better, and exports it on request."""
 
 import json
 

@@ -158,8 +158,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score the run's final adapter and its rivals, or any adapter, on the test split."""
-    from ..pipeline.stages import require_final
     from ..pipeline.keeping import GRASP
+    from ..pipeline.stages import require_final
     from ..pipeline.story import evaluate_finished, evaluate_one
     from .console import show_scores
 

@@ -67,7 +67,8 @@ def default_folder(config: Config) -> str:
     return config.run.dir or f"runs/{config.task.name}-{config.task.language}-{config.seed}"
 
 
-def _inputs(config: Config) -> dict[str, str | None]:
+def inputs_of(config: Config) -> dict[str, str | None]:
+    """Return the local files and folders, or hub names, that a configuration reads, by role."""
     found: dict[str, str | None] = {"model": location(config.model)}
     for side in ("source", "target"):
         files = getattr(config.data, side)
@@ -83,7 +84,7 @@ def open_folder(config: Config, *, resume: bool, overwrite: bool, command: Seque
     """
     path = default_folder(config)
     device = str(resolve_device(config.model.device))
-    manifest = build_manifest(config, _inputs(config), command=command, device=device)
+    manifest = build_manifest(config, inputs_of(config), command=command, device=device)
     if resume:
         folder = RunFolder.resume(path, to_yaml(config))
         changed = changed_inputs(folder.manifest(), manifest)
@@ -120,7 +121,7 @@ def working(
             raise ConfigError("--resume goes on with a run, --overwrite replaces it. Give one of them.")
         shown = progress or QuietProgress()
         told = lambda: shown.warn("stopping after this step; press Ctrl-C again to stop at once")  # noqa: E731
-        with graceful_interrupt(told) as flag, _clean_stops():
+        with graceful_interrupt(told) as flag, clean_stops():
             checked = preflight(config, needs, extra)
             for warning in checked.warnings:
                 shown.warn(warning)
@@ -131,7 +132,7 @@ def working(
 
 
 @contextmanager
-def _clean_stops() -> Iterator[None]:
+def clean_stops() -> Iterator[None]:
     """Turn a second Ctrl-C, and memory that runs out anywhere, into an error that says how to go on."""
     try:
         yield

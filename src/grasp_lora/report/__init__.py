@@ -1,0 +1,1 @@
+"""What is read from run folders and records only: tables, plots, pages."""
