@@ -19,7 +19,7 @@ from ..adapters.bank import AdapterBank
 from ..adapters.inject import Injection
 from ..config import MergeConfig
 from ..errors import MissingExtraError
-from ..rng import derive_seed
+from ..rng import derive_seed, forked_numpy_state
 from .method import Method, MethodContext, MethodResult, register
 from .peft_merges import require_equal_ranks
 
@@ -29,7 +29,7 @@ STEPS, BOUND, L1 = 40, 1.5, 0.05
 
 def weighted(bank: AdapterBank, weights: Sequence[float]) -> Tensor:
     """Return the bank's values with A and B of adapter k times `weights[k]`, shape (n,)."""
-    per_slot = torch.tensor([weights[slot.adapter] for slot in bank.slots])
+    per_slot = torch.tensor([weights[slot.adapter] for slot in bank.slots], dtype=bank.values.dtype)
     sizes = torch.tensor([slot.size for slot in bank.slots])
     return bank.dense() * torch.repeat_interleave(per_slot, sizes).to(bank.values)
 
@@ -40,13 +40,18 @@ def _optimizer(adapters: int, seed: int) -> Any:
     except ImportError:
         raise MissingExtraError("nevergrad", "baselines", "method lorahub") from None
     space = nevergrad.p.Array(init=[0.0] * adapters, lower=[-BOUND] * adapters, upper=[BOUND] * adapters)
-    # nevergrad draws from the old kind of generator; given one of our own it leaves the global state alone.
+    # nevergrad draws from the old kind of generator, which `derive_seed` does not make.
     space.random_state = np.random.RandomState(derive_seed(seed, "lorahub") % 2**32)
     return nevergrad.optimizers.NGOpt(parametrization=space, budget=STEPS)
 
 
 def _lorahub(context: MethodContext) -> MethodResult:
     require_equal_ranks("lorahub", context.adapters)
+    with forked_numpy_state(context.config.seed, "lorahub"):
+        return _searched(context)
+
+
+def _searched(context: MethodContext) -> MethodResult:
     optimizer = _optimizer(len(context.adapters), context.config.seed)
     merge = MergeConfig(rule="sum_factors", scaling=context.config.merge.scaling)
     setup = replace(context.setup, config=context.config.model_copy(update={"merge": merge}))

@@ -39,7 +39,8 @@ class Candidate(NamedTuple):
 
 def flat_values(bank: AdapterBank, ranking: Ranking, candidate: Candidate) -> Tensor:
     """Return the bank's values under a candidate, shape (n,): masked at the ratio, B times the strength."""
-    per_slot = torch.tensor([candidate.strength if slot.part == "B" else 1.0 for slot in bank.slots])
+    scales = [candidate.strength if slot.part == "B" else 1.0 for slot in bank.slots]
+    per_slot = torch.tensor(scales, dtype=bank.values.dtype)
     sizes = torch.tensor([slot.size for slot in bank.slots])
     factors = torch.repeat_interleave(per_slot, sizes).to(bank.values)
     dense = bank.dense()
@@ -84,13 +85,9 @@ def _by_probe(
         name, context.adapters, best.ratio, config=config.model_copy(update={"merge": merge})
     )
     interval = _interval(losses, candidates, config.seed) if len(ratios) > 1 else None
-    details = {
-        "strength": best.strength,
-        "candidates": [
-            [*candidate, float(loss)] for candidate, loss in zip(candidates, losses.mean(dim=1), strict=True)
-        ],
-    }
-    return MethodResult(final.bank, best.ratio, interval, tokens, details)
+    means = losses.mean(dim=1).tolist()
+    probed = [[*candidate, mean] for candidate, mean in zip(candidates, means, strict=True)]
+    return MethodResult(final.bank, best.ratio, interval, tokens, {"strength": best.strength, "probed": probed})
 
 
 def _method(name: str, title: str, formula: str, ratios: Sequence[float], strengths: Sequence[float]) -> Method:
