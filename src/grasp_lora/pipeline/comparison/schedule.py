@@ -66,6 +66,7 @@ class Pool:
         self._context = multiprocessing.get_context("spawn")
         self._event: Any = threading.Event() if self.jobs == 1 else self._context.Event()
         self._executor: Executor | None = None
+        self._origin: dict[Future[Done], Executor] = {}
 
     def __enter__(self) -> Pool:
         return self
@@ -111,23 +112,29 @@ class Pool:
                 running[self._submit(unit)] = unit
 
     def _submit(self, unit: Unit) -> Future[Done]:
-        if self.jobs == 1:
-            self._executor = self._executor or ThreadPoolExecutor(1)
-            return self._executor.submit(run_unit, unit, self._event.is_set)
-        if self._executor is None:
-            self._executor = ProcessPoolExecutor(
-                self.jobs, mp_context=self._context, initializer=_begin_process, initargs=(self._event,)
-            )
+        executor = self._executor = self._executor or self._new_executor()
         try:
-            return self._executor.submit(_in_process, unit)
+            if self.jobs == 1:
+                future = executor.submit(run_unit, unit, self._event.is_set)
+            else:
+                future = executor.submit(_in_process, unit)
         except BrokenProcessPool:  # a process died since the last look; its unit is told by its own future
             self._executor = None
             return self._submit(unit)
+        self._origin[future] = executor
+        return future
+
+    def _new_executor(self) -> Executor:
+        if self.jobs == 1:
+            return ThreadPoolExecutor(1)
+        return ProcessPoolExecutor(
+            self.jobs, mp_context=self._context, initializer=_begin_process, initargs=(self._event,)
+        )
 
     def _end(self, unit: Unit, future: Future[Done], task: Task) -> None:
-        error = future.exception()
+        error, origin = future.exception(), self._origin.pop(future)
         if isinstance(error, BrokenProcessPool):
-            self._executor = None
+            self._executor = None if origin is self._executor else self._executor
             died = "a process of the comparison died, perhaps for lack of memory. Lower compare.jobs and use --resume"
             self._fail(unit, Done(unit.key, None, f"{died}.", GraspError.exit_code), task)
         elif error is not None:
