@@ -66,7 +66,8 @@ def _cell(config: Config, cell: Cell, rows: Sequence[Row], units: Sequence[Unit]
         results = [pool.results[unit.key] for unit in done[row.name]]
         table.append(
             {
-                "row": row.name, "title": row.title, "method": row.method.name, "source": row.method.source,
+                "row": row.name, "title": row.title, "method": row.method.name, "formula": row.method.formula,
+                "source": row.method.source,
                 "lr": results[0]["lr"],
                 "scores": _scores(config, results, values[row.name]),
                 "against": {} if row.name == config.compare.reference else
