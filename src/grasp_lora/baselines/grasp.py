@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ..config import Config, ControllerConfig
+from ..config import Config, ControllerConfig, FinalizeConfig
 from .method import Method, MethodContext, MethodResult, register
 
 SECTION = "https://arxiv.org/abs/2601.06702, section 3"
@@ -26,9 +26,13 @@ def with_preset(config: Config, preset: str) -> Config:
     return config.model_copy(update={"controller": controller})
 
 
-def _grasp(context: MethodContext, *, preset: str) -> MethodResult:
-    found = context.bench.search("search", context.adapters, with_preset(context.config, preset))
-    final = context.bench.finalize("finalize", context.adapters, found.ratio)
+def _grasp(context: MethodContext, *, preset: str, adapter: str | None = None) -> MethodResult:
+    """Search and final run; `adapter` is what the final run starts from, where `finalize.adapter` offers a choice."""
+    config = with_preset(context.config, preset)
+    if adapter is not None:
+        config = config.model_copy(update={"finalize": config.finalize.model_copy(update={"adapter": adapter})})
+    found = context.bench.search("search", context.adapters, config)
+    final = context.bench.finalize("finalize", context.adapters, found.ratio, config=config)
     return MethodResult(final.bank, found.ratio, found.interval, details=found.details)
 
 
@@ -41,3 +45,12 @@ register(
         for preset in ("released", "default")
     )
 )  # fmt: skip
+
+if "adapter" in FinalizeConfig.model_fields:
+    register(
+        Method(
+            "grasp_reuse", "GRASP default, adapter reused", "as GRASP default; the final run goes on from the search",
+            SECTION, ("train", "dev", "micro_dev"), "all", partial(_grasp, preset="default", adapter="reuse"),
+            runs=True, prunes=True,
+        )
+    )  # fmt: skip

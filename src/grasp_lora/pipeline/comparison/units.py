@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...baselines import METHODS, Method, find_method
-from ...config import CellConfig, Config, SplitFiles, load_config, to_dict
+from ...config import CellConfig, Config, DataConfig, SplitFiles, load_config, to_dict, to_yaml
 from ...errors import ConfigError, nearest
 
 Role = Literal["source", "target"]
@@ -75,15 +75,18 @@ def rows_of(config: Config) -> list[Row]:
         shown = ", ".join(f"{key}={value}" for key, value in variant.set.items())
         method = find_method(variant.method)
         rows.append(Row(variant.name, f"{method.title}, {shown}" if shown else method.title, method, variant.set))
-    for field, names in (("reference", [config.compare.reference]), ("generate", config.compare.generate or ())):
-        for name in names:
-            if name not in {row.name for row in rows}:
-                known = [row.name for row in rows]
-                raise ConfigError(
-                    f"compare.{field}: '{name}' is not compared here.{nearest(name, known)} Choose of: "
-                    f"{', '.join(known)}."
-                )
+    _require_known("reference", [config.compare.reference], [row.name for row in rows])
+    known = {*METHODS, *(row.name for row in rows)}
+    _require_known("generate", config.compare.generate or (), sorted(known))
     return rows
+
+
+def _require_known(field: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"compare.{field}: '{name}' is not compared here.{nearest(name, known)} Choose of: {', '.join(known)}."
+            )
 
 
 def cells_of(config: Config, seed: int) -> list[Cell]:
@@ -122,38 +125,29 @@ def adapter_units(folder: Path, cells: Sequence[Cell], rows: Sequence[Row]) -> d
 
 
 def _trained(folder: Path, cell: Cell) -> list[Unit]:
-    """Return the adapters of a cell that no folder is given for."""
+    """Return the adapters of a cell that no folder is given for, named by what they are made from."""
+    roles: tuple[Role, ...] = ("source", "target")
     units = []
-    if cell.config.adapters.source is None:
-        key = _source_key(cell)
-        units.append(
-            Unit(key, folder / key, _placed(_source_only(cell.config), folder / key), cell.name, role="source")
-        )
-    if cell.config.adapters.target is None:
-        key = f"{cell.key}.target_adapter"
-        units.append(Unit(key, folder / key, _placed(cell.config, folder / key), cell.name, role="target"))
+    for role in roles:
+        if getattr(cell.config.adapters, role) is None:
+            config = _adapter_config(cell.config, role)
+            digest = hashlib.sha256(to_yaml(config).encode("utf-8")).hexdigest()
+            key = f"{role}_adapter.{digest[:12]}.{cell.seed}"
+            units.append(Unit(key, folder / key, _placed(config, folder / key), cell.name, role=role))
     return units
 
 
-def _source_only(config: Config) -> Config:
-    """Return the settings of a source adapter without those of the cell that happens to come first."""
-    task = {"language": config.task.source_language, "prompt": None, "answer_prefix": None}
-    return config.model_copy(
-        update={
-            "task": config.task.model_copy(update=task),
-            "data": config.data.model_copy(update={"target": SplitFiles()}),
-        }
-    )
-
-
-def _source_key(cell: Cell) -> str:
-    """Return a name that is the same for cells whose source adapter is the same."""
-    tree = to_dict(cell.config)
-    task = {key: tree["task"][key] for key in ("name", "source_language", "source_prompt", "max_length")}
-    data = {"files": tree["data"]["source"], "fields": tree["data"]["fields"]}
-    parts = [tree["model"], task, data, tree["lora"], tree["train_source"]]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8")).hexdigest()
-    return f"source_adapter.{digest[:12]}.{cell.seed}"
+def _adapter_config(config: Config, role: Role) -> Config:
+    """Return the settings that an adapter depends on and no others, so that cells with the same ones share it."""
+    task, data = config.task, DataConfig(fields=config.data.fields, allow_leakage=config.data.allow_leakage)
+    if role == "source":
+        task = task.model_copy(update={"language": task.source_language, "prompt": None, "answer_prefix": None})
+        data = data.model_copy(update={"source": config.data.source})
+    else:
+        own = SplitFiles(train=config.data.target.train, dev=config.data.target.dev)
+        data = data.model_copy(update={"target": own})
+    training = {f"train_{role}": getattr(config, f"train_{role}")}
+    return Config(seed=config.seed, model=config.model, task=task, data=data, lora=config.lora, **training)
 
 
 def method_unit(folder: Path, cell: Cell, row: Row, lr: float | None, generate: bool) -> Unit:
