@@ -1,149 +1,162 @@
 """Compare ways to find a prune ratio on landscape files and on families of made-up landscapes; prints Markdown tables.
 
-    python scripts/controller_benchmark.py --landscape FILE [--landscape FILE ...] --seeds 200 --optuna-seeds 20
-    python scripts/controller_benchmark.py --families development --seeds 40
-    python scripts/controller_benchmark.py --families held-out --seeds 100
+    python scripts/controller_benchmark.py --landscape FILE [--landscape FILE ...] --out RECORDS.json
+    python scripts/controller_benchmark.py --families held-out --seeds 30 --slow-seeds 2 --out RECORDS.json
+    python scripts/controller_benchmark.py --show RECORDS.json
 
-Every rival spends R (C + 1) evaluations in R rounds of a baseline at 0.4 and C trials, and sees the paired difference
-of each trial to its round's baseline. Optuna (`pip install optuna`) is needed for `--optuna-seeds` only.
+The records hold every single result, so that the tables can be made again without a run. Optuna's GP sampler takes
+seconds where the others take a fraction of one: it gets `--slow-seeds`, the first of the `--seeds` of all others.
+Optuna comes with the extra `baselines`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import sys
+import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from numpy.typing import NDArray
+from controller_rivals import CANDIDATES, Job, Way, ways
 
-from grasp_lora.config import ControllerConfig
+import grasp_lora.controller
 from grasp_lora.controller.families import FAMILIES, Split, member
-from grasp_lora.controller.landscape import Landscape, Slice, read_landscape
-from grasp_lora.controller.simulate import run_seed
-from grasp_lora.rng import derive_seed, numpy_generator
+from grasp_lora.controller.slices import read_landscape
+from grasp_lora.errors import GraspError
+from grasp_lora.runs import hash_file, hash_folder, portable, read_json, write_json_atomic
+from grasp_lora.runs.manifest import versions
 
-Job = tuple[Landscape, int]
-Row = tuple[float, int, bool | None, float | None]
-Vector = NDArray[np.float64]
-C, LOW, HIGH, BASELINE = 3, 0.0, 0.95, 0.4
-
-
-def with_controller(changes: dict[str, Any], rounds: int, job: Job) -> Row:
-    """Run the controller under a changed configuration; returns regret, evaluations, coverage and width."""
-    found = run_seed(job[0], ControllerConfig(**changes), rounds, job[1])
-    interval = found["interval"]
-    return found["regret"], found["evaluations"], found["covered"], interval and interval[1] - interval[0]
+SLOW = "Optuna GP"
+REFERENCES = ("default", "default, no early stop")
+Records = dict[str, dict[str, list[dict[str, Any]]]]
 
 
-def with_optuna(sampler: str, rounds: int, job: Job) -> Row:
-    """Ask an Optuna sampler for C ratios per round and answer with the best trial's ratio."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    landscape, seed = job
-    own = derive_seed(seed, "optuna", landscape.name) % 2**31
-    chosen = optuna.samplers.TPESampler(seed=own) if sampler == "TPE" else optuna.samplers.GPSampler(seed=own)
-    study = optuna.create_study(sampler=chosen)
-    slice_ = Slice(landscape, seed)
-    for t in range(1, rounds + 1):
-        trials = [study.ask() for _ in range(C)]
-        base = slice_.losses(BASELINE, t).mean()
-        for trial in trials:
-            study.tell(trial, float(slice_.losses(trial.suggest_float("p", LOW, HIGH), t).mean() - base))
-    return landscape.regret(study.best_params["p"]), rounds * (C + 1), None, None
+def groups(given: argparse.Namespace) -> dict[str, list[Job]]:
+    """Return the jobs of each landscape file, or of each family."""
+    if given.families:
+        split = cast(Split, given.families)
+        return {name: [(member(name, split, k), k) for k in range(given.seeds)] for name in FAMILIES}
+    lands = [read_landscape(path) for path in given.landscape]
+    return {land.name: [(land, seed) for seed in range(given.seeds)] for land in lands}
 
 
-def with_parabola(rounds: int, job: Job) -> Row:
-    """Fit one parabola to the paired differences of uniform draws and take its minimum within the bounds."""
-    landscape, seed = job
-    rng, slice_ = numpy_generator(seed, "parabola", landscape.name), Slice(landscape, seed)
-    ratios, gaps = [], []
-    for t in range(1, rounds + 1):
-        base = slice_.losses(BASELINE, t).mean()
-        for p in rng.uniform(LOW, HIGH, C):
-            ratios.append(p)
-            gaps.append(slice_.losses(p, t).mean() - base)
-    grid = np.linspace(LOW, HIGH, 191)
-    best = grid[np.polyval(np.polyfit(ratios, gaps, 2), grid).argmin()]
-    return landscape.regret(float(best)), rounds * (C + 1), None, None
+def measure(found: Mapping[str, Way], jobs: Mapping[str, Sequence[Job]], slow: int, workers: int) -> dict[str, Any]:
+    """Run every way on every job; returns `records` by way and group, and `seconds` of wall time per way."""
+    records: Records = {}
+    seconds: dict[str, float] = {}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for name, way in found.items():
+            start = time.perf_counter()
+            most = slow if name.startswith(SLOW) else None
+            records[name] = {group: list(pool.map(way, rows[:most], chunksize=2)) for group, rows in jobs.items()}
+            seconds[name] = round(time.perf_counter() - start, 1)
+            sys.stderr.write(f"{name}: {seconds[name]} s\n")
+    return {"records": records, "seconds": seconds}
 
 
-def with_grid(job: Job) -> Row:
-    """Eight full runs, each judged once on 50 settled examples: what the controller is meant to replace."""
-    landscape, seed = job
-    rng = numpy_generator(seed, "grid", landscape.name)
-    shifts = rng.normal(0, landscape.shift_sd, 50)
-    points = np.linspace(0.1, 0.8, 8)
-    noise = landscape.noise_sd * np.sqrt(landscape.examples)
-    losses = [float(np.mean(landscape.curve(p + shifts) + rng.normal(0, noise, 50))) for p in points]
-    return landscape.regret(float(points[int(np.argmin(losses))])), 8, None, None
-
-
-def rivals(rounds: int, optuna: bool) -> dict[str, Callable[[Job], Row]]:
-    """Return every way to find a ratio, by name."""
-    ways: dict[str, Callable[[Job], Row]] = {
-        "default": partial(with_controller, {}, rounds),
-        "default, no early stop": partial(with_controller, {"early_stop": False}, rounds),
-        "released": partial(with_controller, {"preset": "released"}, rounds),
-        "8-point grid (8 full runs)": with_grid,
-        "parabola": partial(with_parabola, rounds),
+def describe(given: argparse.Namespace) -> dict[str, Any]:
+    """Return what the records come from: command, versions, hashes of the controller's code and of the files."""
+    return {
+        "command": " ".join(["python", "scripts/controller_benchmark.py", *portable(sys.argv[1:])]),
+        "rounds": given.rounds,
+        "candidates": CANDIDATES,
+        "versions": {**versions(), "optuna": _optuna_version()},
+        "controller_sha256": hash_folder(Path(grasp_lora.controller.__file__).parent, [".py"]),
+        "landscapes": {Path(path).name: hash_file(path) for path in given.landscape},
+        "families": given.families,
     }
-    if optuna:
-        ways |= {f"Optuna {name}": partial(with_optuna, name, rounds) for name in ("TPE", "GP")}
-    return ways
 
 
-def report(title: str, groups: dict[str, list[Job]], ways: dict[str, Callable[[Job], Row]], workers: int) -> None:
-    """Print one table: a line per way, a column of mean regret per group, then the means over groups."""
-    print(f"\n### {title}\n")
-    print(f"| rule | {' | '.join(groups)} | mean | evaluations | coverage | width |")
-    print("|" + " --- |" * (len(groups) + 5))
-    with ProcessPoolExecutor(workers) as pool:
-        for name, way in ways.items():
-            rows = [list(pool.map(way, jobs, chunksize=2)) for jobs in groups.values()]
-            regrets = [float(np.mean([r[0] for r in part])) for part in rows]
-            spent = float(np.mean([np.mean([r[1] for r in part]) for part in rows]))
-            line = [f"{value:.5f}" for value in (*regrets, float(np.mean(regrets)))] + [f"{spent:.0f}"]
-            print(f"| {name} | " + " | ".join(line + _intervals(rows)) + " |", flush=True)
+def _optuna_version() -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version("optuna")
+    except metadata.PackageNotFoundError:
+        return None
 
 
-def _intervals(rows: Sequence[Sequence[Row]]) -> list[str]:
-    if any(r[2] is None for part in rows for r in part):
-        return ["-", "-"]
-    covered = " / ".join(f"{np.mean([bool(r[2]) for r in part]):.2f}" for part in rows)
-    widths = " / ".join(f"{np.mean([r[3] or 0.0 for r in part]):.2f}" for part in rows)
-    return [covered, widths]
+# --- tables -----------------------------------------------------------------------------------------------------
+
+
+def _column(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.array([row[key] for row in rows], dtype=float)
+
+
+def mean_of_groups(parts: Sequence[np.ndarray[Any, Any]]) -> tuple[float, float]:
+    """Return the mean over groups of the group means, and its standard error."""
+    errors = [part.std(ddof=1) / np.sqrt(len(part)) if len(part) > 1 else np.nan for part in parts]
+    return float(np.mean([part.mean() for part in parts])), float(np.sqrt(np.sum(np.square(errors)))) / len(parts)
+
+
+def _ahead(records: Records, name: str, reference: str) -> str:
+    """Return rival less reference on the same slices: mean difference and its standard error, in 1e-5 nats."""
+    if name == reference:
+        return "-"
+    pairs = [
+        _column(rows, "regret") - _column(records[reference][group][: len(rows)], "regret")
+        for group, rows in records[name].items()
+    ]
+    mean, error = mean_of_groups(pairs)
+    return f"{1e5 * mean:+.0f} ± {1e5 * error:.0f}"
+
+
+def _per_group(records: Sequence[Sequence[Mapping[str, Any]]], key: str) -> str:
+    if any(row[key] is None for rows in records for row in rows):
+        return "-"
+    return " / ".join(f"{_column(rows, key).mean():.2f}" for rows in records)
+
+
+def table(saved: Mapping[str, Any]) -> str:
+    """Return the Markdown table of saved records: one line per way, mean regrets in 1e-5 nats."""
+    records: Records = saved["records"]
+    names = list(next(iter(records.values())))
+    head = ["way", "n", *names, "mean ± s.e.", *(f"less {r}" for r in REFERENCES), "evaluations", "coverage", "width"]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for name, by_group in records.items():
+        regrets = [_column(rows, "regret") for rows in by_group.values()]
+        mean, error = mean_of_groups(regrets)
+        spent = np.mean([_column(rows, "evaluations").mean() for rows in by_group.values()])
+        cells = [name, str(len(regrets[0])), *(f"{1e5 * part.mean():.0f}" for part in regrets)]
+        cells += [f"{1e5 * mean:.0f} ± {1e5 * error:.0f}", *(_ahead(records, name, r) for r in REFERENCES)]
+        cells += [f"{spent:.0f}", *(_per_group(list(by_group.values()), key) for key in ("covered", "width"))]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Parse the arguments and print the tables that were asked for."""
+    """Measure and save, or show what was saved."""
     parser = argparse.ArgumentParser(description="compare ways to find a prune ratio")
-    parser.add_argument("--landscape", action="append", default=[])
-    parser.add_argument("--families", choices=["development", "held-out"])
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--landscape", action="append", default=[])
+    what.add_argument("--families", choices=["development", "held-out"])
+    what.add_argument("--show", type=Path)
     parser.add_argument("--seeds", type=int, default=200)
-    parser.add_argument("--optuna-seeds", type=int, default=0)
+    parser.add_argument("--slow-seeds", type=int, default=8, help=f"of {SLOW}; 0 leaves it out")
+    parser.add_argument("--without-optuna", action="store_true")
     parser.add_argument("--rounds", type=int, default=50)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    lands = [read_landscape(path) for path in given.landscape]
-    ways = rivals(given.rounds, optuna=False)
-    if lands:
-        jobs = {land.name: [(land, seed) for seed in range(given.seeds)] for land in lands}
-        report(f"Landscape files, {given.seeds} seeds, mean regret in nats", jobs, ways, given.workers)
-    if lands and given.optuna_seeds:
-        few = {land.name: [(land, seed) for seed in range(given.optuna_seeds)] for land in lands}
-        both = rivals(given.rounds, optuna=True)
-        picked = {name: way for name, way in both.items() if name.startswith(("default", "Optuna", "parabola"))}
-        report(f"Against Optuna, {given.optuna_seeds} seeds, mean regret in nats", few, picked, given.workers)
-    if given.families:
-        split = cast(Split, given.families)
-        drawn = {name: [(member(name, split, k), k) for k in range(given.seeds)] for name in FAMILIES}
-        report(
-            f"Families, {split} part, {given.seeds} landscapes each, mean regret in nats", drawn, ways, given.workers
-        )
+    try:
+        saved = read_json(given.show) if given.show else _run(given)
+    except GraspError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(table(saved))
+
+
+def _run(given: argparse.Namespace) -> dict[str, Any]:
+    left_out = "Optuna" if given.without_optuna else SLOW
+    some = given.without_optuna or not given.slow_seeds
+    found = {name: way for name, way in ways(given.rounds).items() if not (some and name.startswith(left_out))}
+    saved = {**describe(given), **measure(found, groups(given), given.slow_seeds, given.workers)}
+    if given.out:
+        write_json_atomic(given.out, saved, indent=None)
+    return saved
 
 
 if __name__ == "__main__":

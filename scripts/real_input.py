@@ -4,12 +4,14 @@
     python scripts/real_input.py page --records benchmarks/real/records.json --out docs/results-real.md
 
 `run` trains one source adapter per task, then calls `grasp-lora run` once per cell and seed, and gathers what the run
-folders hold into one file of records: scores, ratios, cost and provenance, no text of the data. `page` renders them.
+folders hold into one file of records: scores, ratios, cost and provenance, no text of the data. A cell that is in the
+records is not run again, and one that was interrupted goes on. `page` renders the records.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -53,12 +55,26 @@ def data_sets(data: Path, folder: str, language: str, side: str) -> list[str]:
     return [f"data.{side}.{split}={data / folder / language / f'{split}.jsonl'}" for split in splits]
 
 
-def train_source(args: argparse.Namespace, folder: str) -> float:
-    """Train the task's source adapter once, with seed 42."""
+def source_train(args: argparse.Namespace, folder: str) -> Path:
+    """Return the source's training file, cut to its first `--source-examples` lines where that is asked for."""
+    whole: Path = args.data / folder / "en" / "train.jsonl"
+    if args.source_examples is None:
+        return whole
+    cut: Path = args.out / f"source-{folder}-{args.source_examples}.jsonl"
+    with whole.open(encoding="utf-8") as lines:
+        cut.write_text("".join(itertools.islice(lines, args.source_examples)), encoding="utf-8")
+    return cut
+
+
+def train_source(args: argparse.Namespace, folder: str) -> float | None:
+    """Train the task's source adapter once, with seed 42; None when it is there."""
     run = args.out / f"source-{folder}"
+    if (run / "stages" / "source_adapter" / "result.json").exists():
+        return None
     sets = [f"model.name_or_path={args.backbone}", f"task.name={TASKS[folder]}", "task.language=en", f"run.dir={run}"]
     # The target files are not used here, but a run's configuration names them.
     sets += data_sets(args.data, folder, "en", "source") + data_sets(args.data, folder, "ar", "target")
+    sets += [f"data.source.train={source_train(args, folder)}"]
     return grasp(["train-adapter", "--role", "source"], args.out / "logs" / f"source-{folder}.log", [*sets, *args.set])
 
 
@@ -74,7 +90,8 @@ def run_cell(args: argparse.Namespace, folder: str, language: str, seed: int) ->
     sets += data_sets(args.data, folder, language, "target")
     record: dict[str, Any] = {"task": folder, "language": language, "seed": seed}
     try:
-        record["seconds"] = round(grasp(["run"], args.out / "logs" / f"{name}.log", [*sets, *args.set]), 1)
+        go_on = ["--resume"] if run.exists() else []
+        record["seconds"] = round(grasp(["run", *go_on], args.out / "logs" / f"{name}.log", [*sets, *args.set]), 1)
     except RuntimeError as error:
         return record | {"error": str(error)}
     record["results"] = json.loads((run / "results.json").read_text(encoding="utf-8"))
@@ -103,10 +120,10 @@ def tune(args: argparse.Namespace) -> None:
             )
 
 
-def write_records(args: argparse.Namespace, seconds: dict[str, float], records: list[dict[str, Any]]) -> None:
+def write_records(args: argparse.Namespace, records: list[dict[str, Any]]) -> None:
     """Write what is finished so far, in a fixed order, and say which run was the last."""
     ordered = sorted(records, key=lambda r: (r["task"], r["language"], r["seed"]))
-    gathered = {"source_seconds": seconds, "jobs": args.jobs, "runs": ordered}
+    gathered = {"jobs": args.jobs, "source_examples": args.source_examples, "runs": ordered}
     args.records.write_text(json.dumps(gathered, indent=1), encoding="utf-8")
     last = records[-1]
     print(last["task"], last["language"], last["seed"], last.get("error") or f"{last['seconds']} s", flush=True)
@@ -115,15 +132,17 @@ def write_records(args: argparse.Namespace, seconds: dict[str, float], records: 
 def run_all(args: argparse.Namespace) -> None:
     """Run everything; the records grow with every run that ends."""
     args.out.mkdir(parents=True, exist_ok=True)
+    known = json.loads(args.records.read_text(encoding="utf-8"))["runs"] if args.records.exists() else []
+    records = [record for record in known if "results" in record]
+    there = {(r["task"], r["language"], r["seed"]) for r in records}
     with ThreadPoolExecutor(args.jobs) as pool:
-        seconds = dict(zip(TASKS, pool.map(lambda folder: train_source(args, folder), TASKS), strict=True))
-        print("source adapters:", seconds, flush=True)
-        cells = [(folder, language, seed) for seed in args.seeds for folder in TASKS for language in LANGUAGES]
-        pending = [pool.submit(run_cell, args, *cell) for cell in cells]
-        records: list[dict[str, Any]] = []
+        seconds = dict(zip(args.tasks, pool.map(lambda folder: train_source(args, folder), args.tasks), strict=True))
+        print("source adapters, seconds:", seconds, flush=True)
+        cells = [(folder, language, seed) for seed in args.seeds for folder in args.tasks for language in LANGUAGES]
+        pending = [pool.submit(run_cell, args, *cell) for cell in cells if cell not in there]
         for finished in as_completed(pending):
             records.append(finished.result())
-            write_records(args, seconds, records)
+            write_records(args, records)
 
 
 # --- the page ---------------------------------------------------------------------------------------------------
@@ -207,6 +226,8 @@ def main() -> None:
     running = commands.add_parser("run")
     running.add_argument("--records", type=Path, required=True)
     running.add_argument("--seeds", type=int, nargs="+", default=[42, 1337, 9001])
+    running.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    running.add_argument("--source-examples", type=int, default=None, help="train sources on their first N examples")
     tuning = commands.add_parser("tune")
     for command in (running, tuning):
         command.add_argument("--backbone", type=Path, required=True)

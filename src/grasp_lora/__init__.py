@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .api import (
+        MergePoint,
         demo_backbone,
         evaluate,
         export,
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "demo_backbone", "evaluate", "export", "finalize", "run", "save", "score_table", "search", "setup", "train_adapter",
+    "MergePoint", "demo_backbone", "evaluate", "export", "finalize", "run", "save", "score_table", "search", "setup",
+    "train_adapter",
 ]  # fmt: skip
 
 

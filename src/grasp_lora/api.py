@@ -2,7 +2,7 @@
 
     work = setup(model, tokenizer, train=rows, dev=rows, micro_dev=rows, test=rows, config={"task": {"language": "ar"}})
     found = search(work, ["adapters/en", "adapters/ar"])
-    final = finalize(work, ["adapters/en", "adapters/ar"], found.p_star)
+    final = finalize(work, ["adapters/en", "adapters/ar"], found)
     print(evaluate(work, final))
     export(work, final, "adapters/merged")
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from .adapters.peft_load import AdapterFactors
 from .adapters.peft_save import save_adapter
+from .adapters.point import MergePoint
 from .baselines import alone
 from .config import Config, TrainingConfig, build_config
 from .data import Example, check_leakage, check_micro_dev, examples_from_records, load_examples
@@ -42,8 +43,9 @@ Rows: TypeAlias = str | Path | Iterable[Mapping[str, Any]]
 AnyAdapter: TypeAlias = str | Path | AdapterFactors | TrainedAdapter
 
 __all__ = [
-    "Config", "Exported", "FinalResult", "RunResult", "SearchResult", "Setup", "SystemScores", "TrainedAdapter",
-    "demo_backbone", "evaluate", "export", "finalize", "run", "save", "score_table", "search", "setup", "train_adapter",
+    "Config", "Exported", "FinalResult", "MergePoint", "RunResult", "SearchResult", "Setup", "SystemScores",
+    "TrainedAdapter", "demo_backbone", "evaluate", "export", "finalize", "run", "save", "score_table", "search",
+    "setup", "train_adapter",
 ]  # fmt: skip
 
 
@@ -115,10 +117,21 @@ def search(work: Setup, adapters: Sequence[AnyAdapter], *, progress: Progress | 
 
 
 def finalize(
-    work: Setup, adapters: Sequence[AnyAdapter], ratio: float, *, progress: Progress | None = None
+    work: Setup,
+    adapters: Sequence[AnyAdapter],
+    where: SearchResult | MergePoint | float,
+    *,
+    progress: Progress | None = None,
 ) -> FinalResult:
-    """Prune the merge of `adapters` at `ratio` (0 to 1) and fine-tune it on the target's train split."""
-    return _finalize(work, _factors(work, adapters), ratio, StageIO("finalize", progress=progress))
+    """Prune the merge of `adapters` at what a search found, a point, or a ratio (0 to 1), and fine-tune it.
+
+    A search with `finalize.adapter=reuse` has trained its own adapter, which is returned as it is.
+    """
+    if isinstance(where, SearchResult):
+        if where.final is not None:
+            return where.final
+        where = where.best
+    return _finalize(work, _factors(work, adapters), where, StageIO("finalize", progress=progress))
 
 
 def evaluate(
@@ -140,7 +153,7 @@ def evaluate(
 
 def export(work: Setup, final: FinalResult, folder: str | Path, *, overwrite: bool = False) -> Exported:
     """Write `folder/adapter`, a plain PEFT folder that loads anywhere, and the sparse file of the unsummed factors."""
-    card = model_card(work.base.name, {"prune ratio": f"{final.ratio:.4f}", "merge rule": work.config.merge.rule}, "")
+    card = model_card(work.base.name, {"pruned at": final.point.describe(), "merge rule": work.config.merge.rule}, "")
     return export_adapter(
         work.base, final.bank, Path(folder), card=card, sparse=work.config.export.sparse, overwrite=overwrite
     )

@@ -9,9 +9,12 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # torch takes seconds to import, and a simulated controller never needs it
+    import torch
 
 
 def derive_seed(seed: int, *names: str | int) -> int:
@@ -22,6 +25,8 @@ def derive_seed(seed: int, *names: str | int) -> int:
 
 def torch_generator(seed: int, *names: str | int) -> torch.Generator:
     """Return a CPU `torch.Generator` for the named stream; draws are made on the CPU so that every device agrees."""
+    import torch
+
     return torch.Generator(device="cpu").manual_seed(derive_seed(seed, *names))
 
 
@@ -37,6 +42,8 @@ def forked_global_state(seed: int, *names: str | int) -> Iterator[None]:
     For the few library functions that take no generator (dropout); gradient checkpointing restores only the global
     state, so forward and backward both belong inside the block.
     """
+    import torch
+
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive_seed(seed, *names))

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from grasp_lora.config import ControllerConfig
 from grasp_lora.controller import Controller, Decision, Proposal
-from grasp_lora.controller.landscape import Landscape, Slice
+from grasp_lora.controller.landscape import Landscape
+from grasp_lora.controller.slices import Slice
 from grasp_lora.errors import ConfigError, RunError
 
 GRID = tuple(np.linspace(0, 1, 21).tolist())

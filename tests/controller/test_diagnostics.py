@@ -10,7 +10,7 @@ from tests.controller.test_controller import step, valley
 
 from grasp_lora.config import ControllerConfig
 from grasp_lora.controller import Controller, Proposal
-from grasp_lora.controller.landscape import Slice
+from grasp_lora.controller.slices import Slice
 
 
 def codes(controller: Controller) -> set[str]:

@@ -7,11 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from grasp_lora.controller.estimate import EstimateSettings, estimate, noise_of_mean
+from grasp_lora.controller.estimate import EstimateSettings, estimate
 from grasp_lora.controller.history import Evaluations, History
+from grasp_lora.controller.noise import noise_of_mean
 from grasp_lora.controller.surface import Problem, _weighted, pose, product, supported
 
-WIDE = EstimateSettings(0.0, 0.95)
+WIDE = EstimateSettings(((0.0, 0.95),))
 
 
 def observed(curve: object, offsets: object = lambda _t: 0.0, noise: float = 0.01, seed: int = 0) -> Evaluations:
@@ -35,7 +36,7 @@ def test_product_is_the_matrix_product() -> None:
 
 @pytest.mark.parametrize("effect", [0.02, 4000.0])
 def test_round_effects_are_whitened_as_by_the_full_covariance(effect: float) -> None:
-    problem = pose(observed(lambda p: (p - 0.5) ** 2), 0.01, (0.0, 0.95))
+    problem = pose(observed(lambda p: (p - 0.5) ** 2), 0.01, ((0.0, 0.95),))
     rows = np.random.default_rng(1).normal(size=(40, 3))
     same_round = problem.member.T @ problem.member
     V = np.diag(1 / problem.weights) + effect * same_round
@@ -44,11 +45,11 @@ def test_round_effects_are_whitened_as_by_the_full_covariance(effect: float) -> 
 
 def test_the_posterior_mean_is_that_of_the_full_gaussian_regression() -> None:
     data = observed(lambda p: (p - 0.5) ** 2)
-    problem: Problem = pose(data, 0.01, (0.0, 0.95))
+    problem: Problem = pose(data, 0.01, ((0.0, 0.95),))
     choices, weights = supported(problem)
     assert weights.sum() == pytest.approx(1.0)
     choice = choices[0]
-    X = np.concatenate([choice.rows(problem, data.ratios[[k]], data.rounds[k]) for k in range(len(data.ratios))])
+    X = np.concatenate([choice.rows(problem, data.points[[k]], data.rounds[k]) for k in range(len(data.points))])
     fits = []
     for effect in (0.02, max(20.0, problem.reach**2)):
         V = np.diag(1 / problem.weights) + effect * problem.member.T @ problem.member

@@ -133,7 +133,7 @@ def test_samples_stay_inside_the_bounds(state: PolicyState, count: int, seed: in
     for own in (DEFAULT, resolve(ControllerConfig(p_min=0.3, p_max=0.35, p_init=0.3))):
         drawn = policy.truncated_samples(state, own, np.random.default_rng(seed), count)
         assert len(drawn) == count
-        assert all(own.p_min <= p <= own.p_max for p in drawn)
+        assert all(own.p_min <= p <= own.p_max for (p,) in drawn)
 
 
 def test_truncated_samples_follow_the_truncated_gaussian() -> None:

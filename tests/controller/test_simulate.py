@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +15,10 @@ import pytest
 from grasp_lora.config import ControllerConfig
 from grasp_lora.controller import Controller
 from grasp_lora.controller.families import FAMILIES, member
-from grasp_lora.controller.landscape import Landscape, Slice, landscape_from, read_landscape
-from grasp_lora.controller.replay import NOTE, read_history, replay
-from grasp_lora.controller.simulate import main, run_controller, simulate
+from grasp_lora.controller.landscape import Landscape, landscape_from
+from grasp_lora.controller.replay import NOTE, read_history, replay, replay_file
+from grasp_lora.controller.simulate import run_controller, simulate, simulate_files
+from grasp_lora.controller.slices import Slice, read_landscape
 from grasp_lora.errors import ConfigError, DataError
 
 PLAIN = {
@@ -106,7 +111,7 @@ def test_simulate_reports_the_promised_fields_and_is_deterministic() -> None:
     one = simulate([land], ControllerConfig(), seeds=4, rounds=20)
     assert one == simulate([land], ControllerConfig(), seeds=4, rounds=20)
     (row,) = one["landscapes"]
-    assert set(row) >= {"name", "preset", "seeds", "p_star", "interval", "regret", "evaluations", "coverage", "width"}
+    assert set(row) == {"name", "preset", "seeds", "p_star", "interval", "regret", "evaluations", "coverage", "width"}
     assert (row["name"], row["preset"], row["seeds"], len(row["p_star"])) == ("steps", "default", 4, 4)
     assert row["evaluations"] <= 80
     assert all(lo <= p <= hi for p, (lo, hi) in zip(row["p_star"], row["interval"], strict=True))
@@ -134,16 +139,44 @@ def test_the_budget_of_evaluations_is_kept(rounds: int) -> None:
 
 def test_simulate_refuses_nothing_to_do() -> None:
     with pytest.raises(ConfigError, match="--seeds: at least 1"):
-        simulate([landscape_from(PLAIN, "x")], ControllerConfig(), seeds=0)
+        simulate([landscape_from(PLAIN, "x")], ControllerConfig(), seeds=0, rounds=1)
 
 
-def test_module_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_processes_change_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(VALLEY))
-    main([str(path), "--seeds", "2", "--rounds", "5", "--json"])
-    assert json.loads(capsys.readouterr().out)["landscapes"][0]["seeds"] == 2
-    main([str(path), "--seeds", "2", "--rounds", "5"])
-    assert "steps" in capsys.readouterr().out
+    before = dict(os.environ)
+    one, two = (simulate_files([path], seeds=5, rounds=6, workers=n)[1] for n in (1, 2))
+    assert one == two
+    assert dict(os.environ) == before
+
+
+def test_simulation_takes_settings_that_have_an_effect_only(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(VALLEY))
+    plain = simulate_files([path], seeds=1, rounds=4)[1]
+    (row,) = simulate_files([path], sets=["controller.p_max=0.5"], seeds=1, rounds=4)[1]["landscapes"]
+    assert plain["landscapes"][0]["p_star"][0] > 0.5 >= row["p_star"][0]
+    for bad, message in {
+        "controller.interval=5": "landscapes count rounds",
+        "controller.seed=5": "--seeds",
+        "controller.rounds=5": "--rounds",
+        "merge.strength=0.5": "only controller.KEY=VALUE",
+        "controller=5": "a section, not a value",
+        "controller.p_mx=0.5": "Did you mean 'p_max'",
+        "controller.p_min=0.96": "must not exceed p_max",
+    }.items():
+        with pytest.raises(ConfigError, match=re.escape(message)):
+            simulate_files([path], sets=[bad], seeds=1, rounds=1)
+
+
+def test_simulating_needs_no_torch() -> None:
+    """Importing torch takes longer than a simulation."""
+    code = (
+        "import sys, grasp_lora.cli, grasp_lora.cli.controller_output, grasp_lora.controller.simulate as s, "
+        "grasp_lora.controller.replay; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -184,7 +217,7 @@ def test_replay_of_an_own_history_gives_the_same_states_and_answer(preset: str, 
     rows = recorded(controller, Slice(landscape_from(VALLEY, "x"), 1), 9)
     path = tmp_path / "history.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    report = replay(read_history(path), config)
+    report = replay(read_history(path), {"preset": preset, "early_stop": False})
     (run,) = report["runs"]
     found = controller.estimate()
     last = run["rounds"][-1]
@@ -204,8 +237,33 @@ def test_replay_of_means_only_has_no_interval_and_takes_overrides(tmp_path: Path
     (other,) = replay(read_history(path), overrides={"preset": "default"})["runs"]
     assert other["preset"] == "default"
     assert other["interval"] is None
-    (still,) = replay(read_history(path), overrides={"policy_lr": 0.0})["runs"]
+    (still,) = replay_file(path, sets=["controller.policy_lr=0"])["runs"]
     assert {row["mean"] for row in still["rounds"]} == {0.4}
+    (short,) = replay_file(path, sets=["controller.rounds=2"])["runs"]
+    assert short["rounds"] == released["rounds"][:2]
+    for key in ("interval", "candidates"):
+        with pytest.raises(ConfigError, match=f"controller.{key}: has no effect here"):
+            replay_file(path, sets=[f"controller.{key}=2"])
+
+
+def test_a_run_folder_brings_its_settings(tmp_path: Path) -> None:
+    config = ControllerConfig(preset="released", p_max=0.7)
+    controller = Controller(config, 5)
+    rows = recorded(controller, Slice(landscape_from(VALLEY, "x"), 1), 6)
+    path = tmp_path / "run" / "stages" / "search" / "history.jsonl"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (alone,) = replay_file(path)["runs"]
+    assert (alone["preset"], alone["seed"]) == ("default", 0)
+    (tmp_path / "run" / "config.yaml").write_text("seed: 5\ncontroller: {preset: released, p_max: 0.7}\n")
+    for given in (path, tmp_path / "run"):
+        (run,) = replay_file(given)["runs"]
+        assert (run["preset"], run["seed"]) == ("released", 5)
+        assert run["rounds"][-1]["mean"] == controller.state.mean
+        assert run["p_star"] == controller.estimate().p_star
+    (other,) = replay_file(path, preset="default", sets=["controller.seed=9"])["runs"]
+    assert (other["preset"], other["seed"]) == ("default", 9)
+    assert other["interval"] is not None
 
 
 @pytest.mark.parametrize(
@@ -219,6 +277,16 @@ def test_replay_of_means_only_has_no_interval_and_takes_overrides(tmp_path: Path
         ('[{"seed": 1}]', "run 1: needs a field 'trace'"),
         ('[{"config": {"lr": 1}, "trace": [{"round": 1, "samples": [0.1], "rewards": [0]}]}]', "unknown setting 'lr'"),
         ("3", "a round is one JSON object"),
+        ("[]", "holds no run"),
+        ('[{"config": 3, "trace": [{"round": 1, "samples": [0.1], "rewards": [0]}]}]', "'config' must hold settings"),
+        ('[{"seed": "a", "trace": [{"round": 1, "samples": [0.1], "rewards": [0]}]}]', "'seed' must be a whole number"),
+        ('{"round": 1, "samples": [55.0], "rewards": [0.1]}', "a ratio between 0 and 1 (got 55.0)"),
+        ('{"round": 1, "samples": ["a"], "rewards": [0.1]}', "a ratio between 0 and 1 (got 'a')"),
+        ('{"round": 1.5, "samples": [0.1], "rewards": [0.1]}', "'round' must be a whole number above -1 (got 1.5)"),
+        (
+            '{"round": 2, "samples": [0.1], "rewards": [0.1]}\n{"round": 2, "samples": [0.1], "rewards": [0.1]}',
+            "line 2: 'round' must be a whole number above 2 (got 2)",
+        ),
     ],
 )
 def test_bad_histories_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -229,10 +297,33 @@ def test_bad_histories_are_refused(tmp_path: Path, text: str, message: str) -> N
     assert message in str(error.value)
 
 
-def test_values_that_are_not_numbers_are_refused_on_replay(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            '{"round": 1, "samples": [0.1, 0.2], "baseline": [1.0], "candidates": [[1.0], ["x"]]}',
+            "round 1: not numbers",
+        ),
+        ('{"round": 1, "samples": [0.1], "baseline": [1.0], "candidates": [[NaN]]}', "a micro-dev loss is not finite"),
+        (
+            '{"round": 1, "samples": [0.1], "baseline": [1.0], "candidates": [[1.0, 2.0]]}',
+            "round 1: the baseline needs",
+        ),
+        ('{"round": 1, "samples": [0.1], "rewards": ["x"]}', "round 1: not numbers"),
+        ('{"round": 1, "samples": [0.1], "rewards": [0.1], "mask_ratio": "x"}', "round 1: not numbers"),
+    ],
+)
+def test_values_that_cannot_be_replayed_are_refused(tmp_path: Path, row: str, message: str) -> None:
     path = tmp_path / "h.jsonl"
-    path.write_text('{"round": 1, "samples": [0.1, 0.2], "baseline": [1.0], "candidates": [[1.0], ["x"]]}')
-    with pytest.raises(DataError, match="round 1: not numbers"):
-        replay(read_history(path))
-    with pytest.raises(ConfigError, match="controller"):
-        replay(read_history(path), overrides={"p_min": 7})
+    path.write_text(row)
+    with pytest.raises(DataError, match=message):
+        replay_file(path)
+
+
+def test_settings_that_are_wrong_are_refused_on_replay(tmp_path: Path) -> None:
+    path = tmp_path / "h.jsonl"
+    path.write_text('{"round": 1, "samples": [0.1], "rewards": [0.1]}')
+    with pytest.raises(ConfigError, match=r"controller\.p_min: a ratio must lie between 0 and 1"):
+        replay_file(path, sets=["controller.p_min=7"])
+    with pytest.raises(ConfigError, match="p_min"):
+        replay_file(path, sets=["controller.p_min=0.96"])

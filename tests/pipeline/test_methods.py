@@ -12,14 +12,14 @@ from world import load_plain
 
 from grasp_lora.adapters.inject import Injection
 from grasp_lora.adapters.merge import constant
+from grasp_lora.adapters.point import MergePoint
 from grasp_lora.baselines import METHODS, MethodContext, alone, find_method, optuna_search, register
 from grasp_lora.baselines.grasp import with_preset
 from grasp_lora.baselines.grid import RATIOS
 from grasp_lora.baselines.lorahub import L1, STEPS, weighted
 from grasp_lora.baselines.optuna_search import HIGH, LOW, STARTUP, TRIALS
 from grasp_lora.baselines.peft_merges import COMBINATIONS, combine
-from grasp_lora.baselines.probes import COARSE_RATIOS, Candidate, probe
-from grasp_lora.config import MergeConfig
+from grasp_lora.baselines.probes import COARSE_RATIOS, probe
 from grasp_lora.errors import AdapterError, ConfigError, DataError, MissingExtraError
 from grasp_lora.pipeline.comparison.worker import _spent
 from grasp_lora.pipeline.finalize import finalize
@@ -382,19 +382,16 @@ def test_a_missing_library_says_how_to_get_it(name, package, opened, monkeypatch
 
 def test_probed_losses_are_those_of_pruned_and_scaled_merges(opened):
     run, adapters = opened(merge__strength=0.9)
-    candidates = [Candidate(0.0, 1.0), Candidate(0.45, 1.0), Candidate(0.3, 0.5), Candidate(0.9, 2.0)]
+    candidates = [MergePoint(0.0, 1.0), MergePoint(0.45, 1.0), MergePoint(0.3, 0.5), MergePoint(0.9, 2.0)]
     losses, tokens = probe(context(run, find_method("both_by_probe"), adapters), candidates)
     micro = sum(len(item.input_ids) for item in run.setup.items("micro_dev"))
     assert tokens == len(candidates) * micro
     for row, candidate in zip(losses, candidates, strict=True):
-        merge = MergeConfig(strength=0.9 * candidate.strength)
-        final = direct(
-            run, adapters, candidate.ratio, merge=merge,
-            finalize=run.config.finalize.model_copy(update={"lr": 1e-30, "epochs": 1}),
-        )  # fmt: skip
-        setup = Setup(run.config.model_copy(update={"merge": merge}), run.setup.base, run.setup.target)
-        with Injection(setup.base.model, final.bank.modules) as injection:
-            expected = setup.evaluator(setup.attach(injection, final.bank), "micro_dev").losses()
+        still = run.config.finalize.model_copy(update={"lr": 1e-30, "epochs": 1})
+        setup = run.setup
+        bank = direct(run, adapters, candidate, finalize=still).bank
+        with Injection(setup.base.model, bank.modules) as injection:
+            expected = setup.evaluator(setup.attach(injection, bank), "micro_dev").losses()
         torch.testing.assert_close(row, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -405,7 +402,7 @@ def test_the_best_candidate_gets_the_final_run(opened):
     assert len(probed) == 100
     best = min(probed, key=lambda row: row[2])
     assert [result.ratio, result.details["strength"]] == best[:2]
-    expected = direct(run, adapters, best[0], merge=MergeConfig(strength=best[1]))
+    expected = direct(run, adapters, MergePoint(*best[:2]))
     assert torch.equal(result.bank.values, expected.bank.values)
     low, high = result.interval
     assert low <= result.ratio <= high
@@ -429,7 +426,18 @@ def test_grasp_is_the_search_and_a_final_run(preset, opened):
     done = run.folder.stage("search").done()
     assert (result.ratio, list(result.interval or [])) == (done["p_star"], done["interval"] or [])
     assert result.details["evaluations"] == done["evaluations"]
-    assert torch.equal(result.bank.values, direct(run, adapters, result.ratio).bank.values)
+    point = MergePoint.from_dict(result.details["point"])
+    assert point.ratio == result.ratio
+    assert torch.equal(result.bank.values, direct(run, adapters, point).bank.values)
+
+
+def test_a_reused_adapter_is_that_of_the_search_and_costs_nothing_more(opened):
+    run, adapters = opened(finalize__epochs=3)
+    result = made(run, "grasp_reuse", adapters)
+    search = run.folder.stage("search").done()
+    assert result.ratio == search["p_star"]
+    assert run.folder.stage("finalize").done()["reused"]
+    assert _spent(run, 0)["trained_tokens"] == search["outcome"]["trained_tokens"]
 
 
 def test_another_preset_has_its_own_defaults(world):
@@ -464,7 +472,7 @@ class Counter:
 
 COUNTED = [
     "zero_shot", "target", "sequential", "merged", "adaptive", "ties", "cat_tuned", "lorahub", "grid", "optuna_halving",
-    "ratio_by_probe", "both_by_probe", "grasp_released", "grasp_default",
+    "ratio_by_probe", "both_by_probe", "grasp_released", "grasp_default", "grasp_reuse",
 ]  # fmt: skip
 PRUNING = ["grid", "ratio_by_probe", "grasp_released", "grasp_default"]  # take first statistics from micro-dev
 

@@ -76,6 +76,7 @@ def test_checkpointing_draws_the_same_dropout():
 def test_checkpointing_draws_the_same_dropout_of_the_models_own():
     drop = {"resid_pdrop": 0.2, "attn_pdrop": 0.2, "embd_pdrop": 0.2}
     lora = {"lora": {"r": 4, "target_modules": ["c_attn", "mlp.c_proj"]}}
+    lora |= {"controller": {**settings()["controller"], "policy": "ratio"}}
     one = whole_run(settings(batch_size=2) | lora, "gpt2", **drop)
     assert_same(one, whole_run(settings(True, batch_size=2) | lora, "gpt2", **drop))
     assert (one["final"] - whole_run(settings(batch_size=2) | lora, "gpt2")["final"]).abs().max() > 1e-4

@@ -11,6 +11,7 @@ import torch
 from tests.pico import Recorder, pico_adapter, pico_model, pico_setup, stopped_and_resumed
 
 from grasp_lora.adapters.inject import Injection
+from grasp_lora.adapters.point import MergePoint
 from grasp_lora.pipeline.adapters import train_adapter
 from grasp_lora.pipeline.finalize import finalize
 from grasp_lora.pipeline.search import search
@@ -125,7 +126,7 @@ def test_a_checkpoint_is_a_snapshot_that_later_steps_leave_alone():
         selector = MaskSelector(bank, injection, work.config.prune, None)
 
         def loop(stop_at=None):
-            fixed = FixedRatio(bank, selector, 0.3, dynamic=False)
+            fixed = FixedRatio(bank, selector, MergePoint(0.3), dynamic=False)
             io = Recorder("finalize", None, stop_at)
             return TrainingLoop(
                 attached, work.items("train"), work.config.finalize, seed=1, callbacks=[fixed], plumbing=io.plumbing()

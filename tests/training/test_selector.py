@@ -9,6 +9,7 @@ from tests.pico import Recorder, pico_adapter, pico_model, pico_setup
 from grasp_lora.adapters.importance import activation, magnitude
 from grasp_lora.adapters.inject import ChannelNorms, Injection
 from grasp_lora.adapters.masks import rank
+from grasp_lora.adapters.point import MergePoint
 from grasp_lora.config import PruneConfig
 from grasp_lora.data import collate
 from grasp_lora.errors import TrainingError
@@ -101,7 +102,7 @@ def test_gradients_of_pruned_entries_feed_the_statistics_but_not_the_optimizer(p
     work, bank, attached, _ = parts
     chosen = selector(parts, importance)
     seen = []
-    fixed = FixedRatio(bank, chosen, 0.5, dynamic=False)
+    fixed = FixedRatio(bank, chosen, MergePoint(0.5), dynamic=False)
     original = fixed.after_backward
 
     def watched():

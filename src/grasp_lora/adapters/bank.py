@@ -7,6 +7,7 @@ indices, ties and saved files agree on every machine.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,6 +20,7 @@ from ..config import MergeConfig, Scope
 from ..errors import AdapterError
 from .merge import Pair, check_ranks, constant, merge_pairs
 from .peft_load import AdapterFactors
+from .point import MergePoint
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class AdapterBank:
     """Trainable values, mask and stash of several adapters, and the merged factors they give.
 
     `values` is an `nn.Parameter` of shape (n,); `kept` a bool mask of shape (n,); `stash` of shape (n,) holds what
-    pruned entries were when they were pruned, and zero elsewhere.
+    pruned entries were when they were pruned, and zero elsewhere. `strength` and `weights` are factors on the
+    configured strength and weights, which a search may move (`stand_at`).
     """
 
     def __init__(
@@ -96,6 +99,8 @@ class AdapterBank:
         self.values = nn.Parameter(torch.cat(pieces))
         self.kept = torch.ones(start, dtype=torch.bool)
         self.stash = torch.zeros(start, dtype=dtype)
+        self.strength = 1.0
+        self.weights = (1.0,) * len(adapters)
 
     def to(self, device: torch.device | str) -> AdapterBank:
         """Move values, mask and stash to `device`; call before an optimizer is made."""
@@ -112,9 +117,31 @@ class AdapterBank:
         """Return the segment sizes of a scope: one per tensor, or one for all tensors together."""
         return tuple(slot.size for slot in self.slots) if scope == "per_tensor" else (self.values.numel(),)
 
+    def stand_at(self, point: MergePoint) -> None:
+        """Add the adapters with the strength and weights of `point` from now on; the mask is committed by itself."""
+        self.strength = point.strength
+        self.weights = point.weights or (1.0,) * len(self.names)
+
+    def standing(self, ratio: float) -> MergePoint:
+        """Return the strength and weights in force, with a ratio."""
+        return MergePoint(ratio, self.strength, self.weights)
+
+    def ratios(self, point: MergePoint, scope: Scope) -> float | tuple[float, ...]:
+        """Return the ratio of every segment of a scope, or the one that holds for all."""
+        if not point.ratios or scope == "global":
+            return point.ratio
+        return tuple(point.of(self.names[slot.adapter], slot.module.rpartition(".")[2]) for slot in self.slots)
+
+    def constant(self, slot: Slot) -> float:
+        """Return `c_k` of a slot under the weights in force."""
+        weight = self.weights[slot.adapter]
+        return slot.constant if weight == 1.0 else slot.constant * math.sqrt(weight)
+
     def constants(self) -> Float[Tensor, " n"]:
         """Return `c_k` of every entry, shape (n,)."""
-        per_slot = torch.tensor([s.constant for s in self.slots], dtype=self.values.dtype, device=self.values.device)
+        per_slot = torch.tensor(
+            [self.constant(s) for s in self.slots], dtype=self.values.dtype, device=self.values.device
+        )
         sizes = torch.tensor([s.size for s in self.slots], device=self.values.device)
         return torch.repeat_interleave(per_slot, sizes, output_size=self.values.numel())
 
@@ -127,19 +154,38 @@ class AdapterBank:
         pieces = torch.split(flat, [slot.size for slot in self.slots], dim=-1)
         return [piece.reshape(*piece.shape[:-1], *slot.shape) for slot, piece in zip(self.slots, pieces, strict=True)]
 
-    def merged(self, flat: Float[Tensor, "*lead n"] | None = None) -> dict[str, Pair]:
-        """Return the merged factors per module, `(A (..., R, d_in), B (..., d_out, R))`, from `flat` or the values."""
+    def merged(
+        self, flat: Float[Tensor, "*lead n"] | None = None, points: Sequence[MergePoint] | None = None
+    ) -> dict[str, Pair]:
+        """Return the merged factors per module, `(A (..., R, d_in), B (..., d_out, R))`, from `flat` or the values.
+
+        With `points`, one per row of `flat` (C, n), every row has its own strength and weights; otherwise those in
+        force.
+        """
         tensors = self.split(self.values if flat is None else flat)
         grouped: dict[str, list[tuple[Slot, Tensor]]] = {}
         for slot, tensor in zip(self.slots, tensors, strict=True):
             grouped.setdefault(slot.module, []).append((slot, tensor))
-        return {module: self._merge_module(parts) for module, parts in grouped.items()}
+        factors = self._factors(points)
+        return {module: self._merge_module(parts, *factors) for module, parts in grouped.items()}
 
-    def _merge_module(self, parts: Sequence[tuple[Slot, Tensor]]) -> Pair:
+    def _merge_module(
+        self, parts: Sequence[tuple[Slot, Tensor]], weights: Sequence[float | Tensor], strength: float | Tensor
+    ) -> Pair:
         pairs = [(parts[i][1], parts[i + 1][1]) for i in range(0, len(parts), 2)]
         owners = [parts[i][0] for i in range(0, len(parts), 2)]
         signs = [self.signs[slot.adapter] for slot in owners]
-        return merge_pairs(self.merge.rule, pairs, [s.constant for s in owners], signs, self.merge.strength)
+        constants = [slot.constant * weights[slot.adapter] for slot in owners]
+        return merge_pairs(self.merge.rule, pairs, constants, signs, strength)
+
+    def _factors(self, points: Sequence[MergePoint] | None) -> tuple[list[float | Tensor], float | Tensor]:
+        """Return the square roots of the weights' factors per adapter, and the strength: numbers or (C, 1, 1)."""
+        if points is None:
+            return [math.sqrt(w) for w in self.weights], self.merge.strength * self.strength
+        rows = [point.weights or (1.0,) * len(self.names) for point in points]
+        shaped = self.values.new_tensor([[*row, point.strength] for row, point in zip(rows, points, strict=True)])
+        columns = list(shaped.T.reshape(-1, len(points), 1, 1))
+        return [column.sqrt() for column in columns[:-1]], self.merge.strength * columns[-1]
 
     @torch.no_grad()
     def commit(self, kept: Bool[Tensor, " n"]) -> CommitReport:
@@ -176,11 +222,12 @@ class AdapterBank:
         return {slot.key: t.clone() for slot, t in zip(self.slots, self.split(self.kept.cpu()), strict=True)}
 
     def state(self) -> dict[str, Tensor]:
-        """Return values, mask and stash as a checkpoint keeps them."""
+        """Return values, mask, stash, and strength and weights (1 + K,) in force, as a checkpoint keeps them."""
         return {
             "values": self.values.detach().clone(),
             "kept": self.kept.clone(),
             "stash": self.stash.clone(),
+            "standing": torch.tensor([self.strength, *self.weights], dtype=torch.float64),
         }
 
     @torch.no_grad()
@@ -189,3 +236,5 @@ class AdapterBank:
         self.values.copy_(state["values"])
         self.kept = state["kept"].to(self.kept.device, torch.bool).clone()
         self.stash = state["stash"].to(self.stash).clone()
+        self.strength, *weights = (float(x) for x in state["standing"])
+        self.weights = tuple(weights)

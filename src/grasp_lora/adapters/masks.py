@@ -33,9 +33,11 @@ class Ranking:
     ranks: Int64[Tensor, " n"]
     sizes: tuple[int, ...]
 
-    def kept(self, ratio: float) -> Bool[Tensor, " n"]:
-        """Return the mask at `ratio`, shape (n,): True where an entry is kept."""
-        counts = torch.tensor([prune_count(ratio, size) for size in self.sizes], device=self.ranks.device)
+    def kept(self, ratio: float | Sequence[float]) -> Bool[Tensor, " n"]:
+        """Return the mask at `ratio`, or at one ratio per segment, shape (n,): True where an entry is kept."""
+        ratios = (ratio,) * len(self.sizes) if isinstance(ratio, float | int) else ratio
+        pairs = zip(ratios, self.sizes, strict=True)
+        counts = torch.tensor([prune_count(p, size) for p, size in pairs], device=self.ranks.device)
         if len(self.sizes) == 1:
             return self.ranks >= counts
         repeats = torch.tensor(self.sizes, device=self.ranks.device)

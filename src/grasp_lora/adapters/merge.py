@@ -78,19 +78,19 @@ RULES: dict[str, Rule] = {
 def merge_pairs(
     rule: MergeRule,
     pairs: Sequence[Pair],
-    constants: Sequence[float],
+    constants: Sequence[float | Tensor],
     signs: Sequence[float],
-    strength: float = 1.0,
+    strength: float | Tensor = 1.0,
 ) -> Pair:
     """Return the factors `(A, B)` of the merged update of one module, so that `dW = B @ A`.
 
     `pairs` holds `(A_k, B_k)` of shapes (..., r_k, d_in) and (..., d_out, r_k); leading dimensions (candidates) are
-    carried through. The result has shapes (..., R, d_in) and (..., d_out, R), with R = r for `sum_factors` and
-    R = sum of the r_k for `sum_deltas`.
+    carried through, and constants and strength may have one value per candidate, shape (C, 1, 1). The result has shapes
+    (..., R, d_in) and (..., d_out, R), with R = r for `sum_factors` and R = sum of the r_k for `sum_deltas`.
     """
     scaled = [(c * a, c * b) for c, (a, b) in zip(constants, pairs, strict=True)]
     a, b = RULES[rule].combine(scaled, signs)
-    return (a, b) if strength == 1.0 else (a, strength * b)
+    return (a, b) if isinstance(strength, float) and strength == 1.0 else (a, strength * b)
 
 
 def check_ranks(rule: MergeRule, module: str, ranks: Sequence[tuple[str, int]]) -> None:

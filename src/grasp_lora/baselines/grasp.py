@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from ..config import Config, ControllerConfig, FinalizeConfig
+from ..config import Config, ControllerConfig
 from .method import Method, MethodContext, MethodResult, register
 
 SECTION = "https://arxiv.org/abs/2601.06702, section 3"
@@ -26,31 +26,23 @@ def with_preset(config: Config, preset: str) -> Config:
     return config.model_copy(update={"controller": controller})
 
 
-def _grasp(context: MethodContext, *, preset: str, adapter: str | None = None) -> MethodResult:
-    """Search and final run; `adapter` is what the final run starts from, where `finalize.adapter` offers a choice."""
+def _grasp(context: MethodContext, *, preset: str, adapter: str) -> MethodResult:
     config = with_preset(context.config, preset)
-    if adapter is not None:
-        config = config.model_copy(update={"finalize": config.finalize.model_copy(update={"adapter": adapter})})
-    found = context.bench.search("search", context.adapters, config)
-    final = context.bench.finalize("finalize", context.adapters, found.ratio, config=config)
+    config = config.model_copy(update={"finalize": config.finalize.model_copy(update={"adapter": adapter})})
+    found, final = context.bench.grasp(context.adapters, config)
     return MethodResult(final.bank, found.ratio, found.interval, details=found.details)
 
 
-register(
-    *(
-        Method(
-            f"grasp_{preset}", f"GRASP {preset}", f"controller preset `{preset}`, then a final run", SECTION,
-            ("train", "dev", "micro_dev"), "all", partial(_grasp, preset=preset), runs=True, prunes=True,
-        )
-        for preset in ("released", "default")
-    )
-)  # fmt: skip
+def _method(name: str, title: str, formula: str, preset: str, adapter: str = "fresh") -> Method:
+    make = partial(_grasp, preset=preset, adapter=adapter)
+    return Method(name, title, formula, SECTION, ("train", "dev", "micro_dev"), "all", make, runs=True, prunes=True)
 
-if "adapter" in FinalizeConfig.model_fields:
-    register(
-        Method(
-            "grasp_reuse", "GRASP default, adapter reused", "as GRASP default; the final run goes on from the search",
-            SECTION, ("train", "dev", "micro_dev"), "all", partial(_grasp, preset="default", adapter="reuse"),
-            runs=True, prunes=True,
-        )
-    )  # fmt: skip
+
+register(
+    _method("grasp_released", "GRASP released", "controller preset `released`, then a final run", "released"),
+    _method("grasp_default", "GRASP default", "controller preset `default`, then a final run", "default"),
+    _method(
+        "grasp_reuse", "GRASP default, adapter reused", "preset `default`; the search goes on at what it learned",
+        "default", "reuse",
+    ),
+)  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from ..adapters.bank import AdapterBank
 from ..adapters.peft_load import AdapterFactors
+from ..adapters.point import MergePoint
 from ..config import Config
 from ..errors import ConfigError, nearest
 from ..training import Outcome
@@ -59,13 +60,13 @@ class Workbench(Protocol):
         """Fine-tune one adapter on the target's train split, from `start`, with the settings of `train_target`."""
 
     def finalize(
-        self, name: str, adapters: Sequence[AdapterFactors], ratio: float,
+        self, name: str, adapters: Sequence[AdapterFactors], where: float | MergePoint,
         *, config: Config | None = None, judge: Judge | None = None,
     ) -> FinalRun:  # fmt: skip
-        """Prune the merge at `ratio` and fine-tune it with the settings of `finalize`, of `config` if given."""
+        """Prune the merge at a ratio or point and fine-tune it with the settings of `finalize` (of `config`)."""
 
-    def search(self, name: str, adapters: Sequence[AdapterFactors], config: Config) -> SearchRun:
-        """Run the controller with the settings of `config`."""
+    def grasp(self, adapters: Sequence[AdapterFactors], config: Config) -> tuple[SearchRun, FinalRun]:
+        """Run the controller with the settings of `config`, and the final run at what it learned."""
 
 
 @dataclass(frozen=True)

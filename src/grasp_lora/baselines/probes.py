@@ -1,22 +1,20 @@
 """Is a controller needed at all? Ratio, strength or both by micro-dev loss right after the merge, then one final run.
 
-A candidate is a row of flat values: entries masked at its ratio, `B` times its strength (the merged update is linear in
-the B of all adapters, so this is `merge.strength` without a second bank). Forward passes only, before any training.
+A candidate is a ratio and a strength of the merged update. Forward passes only, before any training; the batch of a
+pass is shared by the candidates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..adapters.bank import AdapterBank
 from ..adapters.inject import Injection
-from ..adapters.masks import Ranking
+from ..adapters.point import MergePoint
 from ..rng import numpy_generator
 from ..training import MaskSelector
 from .method import Method, MethodContext, MethodResult, register
@@ -30,27 +28,11 @@ _RESAMPLES = 1000
 OURS = "docs/comparison.md"
 
 
-class Candidate(NamedTuple):
-    """A prune ratio and a strength of the merged update."""
-
-    ratio: float
-    strength: float
-
-
-def flat_values(bank: AdapterBank, ranking: Ranking, candidate: Candidate) -> Tensor:
-    """Return the bank's values under a candidate, shape (n,): masked at the ratio, B times the strength."""
-    scales = [candidate.strength if slot.part == "B" else 1.0 for slot in bank.slots]
-    per_slot = torch.tensor(scales, dtype=bank.values.dtype)
-    sizes = torch.tensor([slot.size for slot in bank.slots])
-    factors = torch.repeat_interleave(per_slot, sizes).to(bank.values)
-    dense = bank.dense()
-    return torch.where(ranking.kept(candidate.ratio), dense, torch.zeros_like(dense)) * factors
-
-
-def probe(context: MethodContext, candidates: Sequence[Candidate]) -> tuple[Tensor, int]:
+def probe(context: MethodContext, candidates: Sequence[MergePoint]) -> tuple[Tensor, int]:
     """Return micro-dev losses (C, m) of the candidates right after the merge, and the tokens that went forward."""
     setup = context.setup
     bank = setup.bank(context.adapters)
+    dense = bank.dense()
     with Injection(setup.base.model, bank.modules) as injection:
         evaluator = setup.evaluator(
             setup.attach(injection, bank), "micro_dev", batch_size=setup.config.search.eval_batch_size
@@ -58,12 +40,13 @@ def probe(context: MethodContext, candidates: Sequence[Candidate]) -> tuple[Tens
         ranking = MaskSelector(bank, injection, setup.config.prune, evaluator).ranking()
         losses = []
         for start in range(0, len(candidates), _AT_ONCE):
-            rows = [flat_values(bank, ranking, candidate) for candidate in candidates[start : start + _AT_ONCE]]
-            losses.append(evaluator.flat_losses(torch.stack(rows)))
+            some = candidates[start : start + _AT_ONCE]
+            rows = [torch.where(ranking.kept(point.ratio), dense, torch.zeros_like(dense)) for point in some]
+            losses.append(evaluator.flat_losses(torch.stack(rows), some))
     return torch.cat(losses), evaluator.token_passes
 
 
-def _interval(losses: Tensor, candidates: Sequence[Candidate], seed: int) -> tuple[float, float]:
+def _interval(losses: Tensor, candidates: Sequence[MergePoint], seed: int) -> tuple[float, float]:
     """Return the 90 % interval of the best ratio over resampled micro-dev examples."""
     table = losses.numpy()
     drawn = numpy_generator(seed, "probe").integers(0, table.shape[1], size=(_RESAMPLES, table.shape[1]))
@@ -76,17 +59,13 @@ def _interval(losses: Tensor, candidates: Sequence[Candidate], seed: int) -> tup
 def _by_probe(
     context: MethodContext, *, name: str, ratios: Sequence[float], strengths: Sequence[float]
 ) -> MethodResult:
-    candidates = [Candidate(ratio, strength) for ratio in ratios for strength in strengths]
+    candidates = [MergePoint(ratio, strength) for ratio in ratios for strength in strengths]
     losses, tokens = probe(context, candidates)
     best = candidates[int(losses.mean(dim=1).argmin())]
-    config = context.config
-    merge = config.merge.model_copy(update={"strength": config.merge.strength * best.strength})
-    final = context.bench.finalize(
-        name, context.adapters, best.ratio, config=config.model_copy(update={"merge": merge})
-    )
-    interval = _interval(losses, candidates, config.seed) if len(ratios) > 1 else None
+    final = context.bench.finalize(name, context.adapters, best)
+    interval = _interval(losses, candidates, context.config.seed) if len(ratios) > 1 else None
     means = losses.mean(dim=1).tolist()
-    probed = [[*candidate, mean] for candidate, mean in zip(candidates, means, strict=True)]
+    probed = [[point.ratio, point.strength, mean] for point, mean in zip(candidates, means, strict=True)]
     return MethodResult(final.bank, best.ratio, interval, tokens, {"strength": best.strength, "probed": probed})
 
 

@@ -41,7 +41,7 @@ def compare(
     from ..pipeline.comparison import compare as run_comparison
     from ..pipeline.comparison import compare_config
     from ..runs import make_progress
-    from .console import print_json
+    from .tables import print_json
 
     chosen = [name.strip() for name in methods.split(",")] if methods is not None else None
     resolved = compare_config(read_config(config, sets), chosen, jobs)

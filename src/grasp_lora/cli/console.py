@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from ..pipeline.accounts import score_cell
 from ..pipeline.checks import Finding
 from ..pipeline.plan import Plan
 from ..pipeline.story import RunResult
-from ..runs import to_json
+from .tables import console as _console
+from .tables import print_json
+from .tables import table as _table
 
 LABELS = {
     "zero_shot": "zero shot",
@@ -26,26 +25,6 @@ LABELS = {
     "merged": "merged, not pruned",
     "grasp": "GRASP",
 }
-
-
-def _console() -> Console:
-    # Not a terminal (a file, a pipe): wide enough that no table cell is cut.
-    wide = None if sys.stdout.isatty() else 200
-    return Console(file=sys.stdout, highlight=False, soft_wrap=wide is not None, width=wide)
-
-
-def print_json(value: Any) -> None:
-    """Print a value as JSON."""
-    sys.stdout.write(to_json(value, indent=2) + "\n")
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def score_rows(scores: Mapping[str, Any]) -> Table:

@@ -128,23 +128,29 @@ def finalize(
     """Prune the merge at one ratio and fine-tune it."""
     from ..pipeline.checks import required_splits
     from ..pipeline.finalize import check_ratio
-    from ..pipeline.stages import all_adapters, finalize_stage, learned_ratio
+    from ..pipeline.stages import all_adapters, final_stage, learned_point
     from .console import show_facts
 
     if ratio is not None:
         check_ratio(ratio)
     resolved = read_config(config, sets)
 
-    def chosen(opened: Run) -> float:
-        return ratio if ratio is not None else learned_ratio(opened)
+    def check(opened: Run) -> None:
+        if ratio is None:
+            learned_point(opened)
 
     def work(opened: Run) -> dict[str, Any]:
-        final = finalize_stage(opened, all_adapters(opened), chosen(opened))
-        return {"ratio": final.ratio, "density": final.density, "dev_losses": list(final.outcome.dev_losses)}
+        final = final_stage(opened, all_adapters(opened), ratio)
+        return {
+            "ratio": final.ratio,
+            "point": final.point.to_dict(),
+            "density": final.density,
+            "dev_losses": list(final.outcome.dev_losses),
+        }
 
     needs = required_splits(resolved, search=False)
     stage = _Stage(resolved, quiet, overwrite, resume, needs, ["finalize"])
-    show_facts(stage.run(work, first=chosen), as_json)
+    show_facts(stage.run(work, first=check), as_json)
 
 
 @app.command()

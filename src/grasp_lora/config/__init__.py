@@ -2,7 +2,7 @@
 
 from .base import Ratio, Section
 from .compare import CellConfig, CompareConfig, VariantConfig
-from .files import build_config, load_config, parse_yaml, to_dict, to_yaml
+from .files import build_config, load_config, parse_overrides, parse_yaml, to_dict, to_yaml
 from .sections import (
     METRICS,
     AdaptersConfig,
@@ -18,6 +18,7 @@ from .sections import (
     MergeRule,
     MetricName,
     ModelConfig,
+    Policy,
     PruneConfig,
     Rival,
     RunConfig,
@@ -32,8 +33,8 @@ __all__ = [
     "METRICS", "AdaptersConfig", "CellConfig", "CompareConfig", "Config", "ControllerConfig", "DataConfig",
     "EvaluateConfig", "ExportConfig",
     "FinalizeConfig",
-    "Importance", "LoraConfig", "MergeConfig", "MergeRule", "MetricName", "ModelConfig", "PruneConfig",
+    "Importance", "LoraConfig", "MergeConfig", "MergeRule", "MetricName", "ModelConfig", "Policy", "PruneConfig",
     "Ratio", "Rival",
     "RunConfig", "Scope", "SearchConfig", "Section", "SplitFiles", "TaskConfig", "TrainingConfig", "VariantConfig",
-    "build_config", "load_config", "parse_yaml", "to_dict", "to_yaml",
+    "build_config", "load_config", "parse_overrides", "parse_yaml", "to_dict", "to_yaml",
 ]  # fmt: skip

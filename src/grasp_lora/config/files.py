@@ -124,6 +124,14 @@ def build_config(tree: Mapping[str, Any]) -> Config:
         raise ConfigError(_explain(error)) from None
 
 
+def parse_overrides(items: Iterable[str]) -> dict[str, Any]:
+    """Return `section.key=value` pairs as nested mappings; raises `ConfigError` for a pair that is none."""
+    assigned: dict[str, Any] = {}
+    for item in items:
+        _assign(assigned, item)
+    return assigned
+
+
 def load_config(
     path: str | Path | None = None, overrides: Iterable[str] = (), base: Mapping[str, Any] | None = None
 ) -> Config:
@@ -134,10 +142,7 @@ def load_config(
     tree: dict[str, Any] = dict(base or {})
     if path is not None:
         tree = _deep_merge(tree, _read_mapping(Path(path)))
-    assigned: dict[str, Any] = {}
-    for item in overrides:
-        _assign(assigned, item)
-    return build_config(_deep_merge(tree, assigned))
+    return build_config(_deep_merge(tree, parse_overrides(overrides)))
 
 
 def to_yaml(config: Section) -> str:

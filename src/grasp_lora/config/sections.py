@@ -12,6 +12,7 @@ from .compare import CompareConfig
 MergeRule = Literal["sum_factors", "sum_deltas"]
 Importance = Literal["magnitude", "activation", "sensitivity"]
 Scope = Literal["per_tensor", "global"]
+Policy = Literal["ratio", "ratio_strength", "ratio_weights", "ratio_per_adapter", "ratio_per_module_type"]
 METRICS = ("loss", "em", "f1", "rouge", "bleu", "chrf", "bertscore")
 Rival = Literal["zero_shot", "source", "target", "sequential", "merged"]
 MetricName = Literal["loss", "em", "f1", "rouge", "bleu", "chrf", "bertscore"]
@@ -116,6 +117,9 @@ class FinalizeConfig(TrainingConfig):
 
     accumulation: PositiveInt = 8
     lr_decay: Positive = 0.85
+    adapter: Literal["fresh", "reuse"] = Field(
+        "fresh", description="reuse: keep what the search trained and go on there at the learned point, no second run"
+    )
     mask: Literal["static", "dynamic"] = Field("static", description="dynamic: selected again after every update")
     keep: Literal["grasp", "best"] = Field(
         "grasp", description="what is exported; best: a simple rival instead when its dev loss is lower"
@@ -142,6 +146,11 @@ class ControllerConfig(Section):
     """The GRPO controller of the prune ratio (paper, section 3; algorithm.md, section 4)."""
 
     preset: Literal["default", "released"] = "default"
+    policy: Policy | None = Field(
+        None, description="what is learned; default the preset's (ratio_strength; released: ratio)"
+    )
+    strength_min: Positive = Field(0.1, description="smallest factor on merge.strength, or on a weight")
+    strength_max: Positive = Field(1.2, description="largest factor on merge.strength, or on a weight")
     p_min: Ratio | None = Field(None, description="smallest ratio; default the preset's (0; released 0.1)")
     p_max: Ratio | None = Field(None, description="largest ratio; default the preset's (0.95; released 0.8)")
     p_init: Ratio | None = Field(None, description="first mean; default 0.4, moved into the bounds")
@@ -164,6 +173,12 @@ class ControllerConfig(Section):
             raise ValueError(f"p_min must not exceed p_max, got p_min={low:g} and p_max={high:g}")
         if start is not None and (start < (low or 0.0) or start > (1.0 if high is None else high)):
             raise ValueError(f"p_init must lie in [p_min, p_max], got {start:g}")
+        if self.strength_min >= self.strength_max:
+            raise ValueError(
+                f"strength_min must lie below strength_max, got {self.strength_min:g} and {self.strength_max:g}"
+            )
+        if self.preset == "released" and self.policy not in (None, "ratio"):
+            raise ValueError(f"preset released learns a ratio only, got policy={self.policy}")
         return self
 
 
@@ -173,6 +188,9 @@ class EvaluateConfig(Section):
     metrics: tuple[MetricName, ...] | None = Field(None, description="default: all that suit the task")
     batch_size: PositiveInt = 16
     limit: PositiveInt | None = Field(None, description="use only the first N test examples, and say so")
+    generation_limit: PositiveInt | None = Field(
+        None, description="generate answers for the first N test examples only; losses are still of all"
+    )
     bootstrap: PositiveInt = Field(1000, description="resamples behind every interval")
     bertscore_model: str | None = Field(None, description="encoder folder or hub id; unset: not computed")
     rivals: tuple[Rival, ...] = Field(

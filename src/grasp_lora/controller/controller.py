@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,41 +14,39 @@ from ..config import ControllerConfig
 from ..errors import RunError
 from ..rng import numpy_generator
 from . import policy
+from .answer import Estimate
+from .axes import RATIO, Axis
 from .diagnostics import Diagnostic, Observations, diagnose
-from .estimate import Estimate, EstimateSettings, estimate, noise_of_rewards
+from .estimate import EstimateSettings, estimate
 from .history import History
-from .policy import PolicyState
+from .noise import noise_of_rewards
+from .policy import Point, PolicyState
 from .presets import Settings, resolve
 from .rounds import Decision, Proposal, checked_losses
+from .schedule import AHEAD, GROWTH, STRIDE, after_round, spent
 
 __all__ = ["Controller", "Decision", "Proposal"]
 
 Vector = NDArray[np.float64]
-AHEAD = 12
-"""Probes whose worth is asked before going on: four rounds of three."""
-GROWTH = 1.2
-STRIDE = 2
-SPARSE = 1.35
-FIRST_STOP = 4
-"""No stop before this round: a landscape that settles cannot be told from one that does not any earlier."""
-UNSETTLED = 0.1
 
 
 class Controller:
-    """Learns one prune ratio from losses alone; knows no model and draws from its own generator.
+    """Learns one prune ratio (or point) from losses alone; knows no model and draws from its own generator.
 
-    Args:
-        config: preset, bounds and step sizes.
-        seed: of the controller's own stream.
-        steps_total: optimizer steps of the whole run, if known; only to report what stopping early saved.
-
-    Raises:
-        ConfigError: bounds that contradict each other.
-
+    `steps_total`, the optimizer steps of the whole run, serves only to report what stopping early saved. `axes` makes
+    all axes of a point from the ratio's own (see `policy_axes`); without it the ratio is the only one. Raises
+    `ConfigError` for bounds that contradict each other.
     """
 
-    def __init__(self, config: ControllerConfig, seed: int, *, steps_total: int | None = None) -> None:
-        self.settings: Settings = resolve(config)
+    def __init__(
+        self,
+        config: ControllerConfig,
+        seed: int,
+        *,
+        steps_total: int | None = None,
+        axes: Callable[[Axis], tuple[Axis, ...]] | None = None,
+    ) -> None:
+        self.settings: Settings = resolve(config, axes)
         self.config = config
         self.steps_total = steps_total
         self.state = policy.initial_state(self.settings)
@@ -74,6 +72,11 @@ class Controller:
         return self.state.applied
 
     @property
+    def applied_point(self) -> tuple[float, ...]:
+        """Return where the next baseline is to be measured, one coordinate per axis."""
+        return tuple(float(x) for x in self.state.vector("applied"))
+
+    @property
     def decisions(self) -> tuple[Decision, ...]:
         """Return every decision so far, oldest first."""
         return tuple(self._decisions)
@@ -92,13 +95,13 @@ class Controller:
                 return None
             return Proposal(round_index, policy.released_samples(self.state, self.settings, self._rng))
         if round_index == 0:
-            return Proposal(0, self._first_look())
+            return Proposal.of(0, policy.first_look(self.settings, self._rng))
         if self._stop is not None or round_index < self._next_round:
             return None
-        return Proposal(round_index, self._candidates())
+        return Proposal.of(round_index, self._candidates())
 
-    def _candidates(self) -> tuple[float, ...]:
-        """Draw C ratios from the policy; from the third on, the last comes from the estimate's posterior instead.
+    def _candidates(self) -> tuple[Point, ...]:
+        """Draw C points from the policy; from the third on, the last comes from the estimate's posterior instead.
 
         Thompson sampling: a posterior draw's minimum, so that a second valley is visited as often as it may be best.
         """
@@ -106,25 +109,19 @@ class Controller:
         explorers = 1 if count >= 3 and self._latest is not None else 0
         samples = policy.truncated_samples(self.state, self.settings, self._rng, count - explorers)
         if explorers and self._latest is not None:
-            samples += (float(self._rng.choice(self._latest.minima)),)
+            samples += policy.as_points(self._rng.choice(self._latest.minima, size=1))
         return samples
-
-    def _first_look(self) -> tuple[float, ...]:
-        """Return a stratified sweep of the whole range: probes are cheapest right after the merge."""
-        low, high = self.settings.p_min, self.settings.p_max
-        place = (np.arange(policy.FIRST_LOOK) + self._rng.random(policy.FIRST_LOOK)) / policy.FIRST_LOOK
-        return tuple(float(x) for x in low + (high - low) * place)
 
     def tell(
         self,
         proposal: Proposal,
         baseline: ArrayLike,
         candidates: ArrayLike,
-        baseline_ratio: float | None = None,
+        baseline_ratio: float | Sequence[float] | None = None,
     ) -> Decision:
         """Take per-example losses, baseline (m,) and candidates (C, m) in nats; update the policy and commit.
 
-        `baseline_ratio` is the ratio at which the baseline was measured, if that is not `applied_ratio`.
+        `baseline_ratio` is the ratio (or point) at which the baseline was measured, if that is not `applied_point`.
 
         Raises:
             RunError: shapes that do not fit, or a loss that is not finite.
@@ -141,7 +138,7 @@ class Controller:
         proposal: Proposal,
         baseline_loss: float | None,
         rewards: Sequence[float],
-        baseline_ratio: float | None = None,
+        baseline_ratio: float | Sequence[float] | None = None,
     ) -> Decision:
         """Take group means only (a history without per-example losses); `baseline_loss` may be unknown.
 
@@ -156,10 +153,12 @@ class Controller:
         self._remember(proposal, column, base - gains[:, None], baseline_ratio)
         return self._update(proposal, baseline_loss, gains, 0.0)
 
-    def _remember(self, proposal: Proposal, base: Vector, trials: Vector, ratio: float | None) -> None:
-        self.history.add(proposal.round, self.state.applied if ratio is None else ratio, base)
-        for ratio, losses in zip(proposal.samples, trials, strict=True):
-            self.history.add(proposal.round, ratio, losses)
+    def _remember(
+        self, proposal: Proposal, base: Vector, trials: Vector, where: float | Sequence[float] | None
+    ) -> None:
+        self.history.add(proposal.round, self.applied_point if where is None else where, base)
+        for point, losses in zip(proposal.points, trials, strict=True):
+            self.history.add(proposal.round, point, losses)
 
     def _update(self, proposal: Proposal, baseline: float | None, rewards: Vector, noise: float) -> Decision:
         before = self.state
@@ -180,13 +179,25 @@ class Controller:
         return decision
 
     def _default_round(self, proposal: Proposal, rewards: Vector, noise: float) -> tuple[PolicyState, bool]:
-        samples = np.asarray(proposal.samples)
+        points = np.asarray(proposal.points)
         scaled = policy.advantages(rewards, noise)
-        after = policy.default_update(self.state, samples, scaled, self.settings, proposal.round)
-        order = np.lexsort((samples, -rewards))
-        if rewards[order[0]] < noise:
-            return after, False  # a gain within the noise would only shuffle the mask
-        return policy.default_commit(after, float(samples[order[0]]), self.settings), True
+        after = policy.default_update(self.state, points, scaled, self.settings, proposal.round)
+        order = np.lexsort((*points.T[::-1], -rewards))
+        gains = bool(rewards[order[0]] >= noise)  # a gain within the noise would only shuffle the mask
+        if proposal.round == 0 and len(self.settings.axes) > 1:
+            return self._warm_start(after, commit=gains)
+        return (policy.default_commit(after, points[order[0]], self.settings) if gains else after), gains
+
+    def _warm_start(self, after: PolicyState, *, commit: bool) -> tuple[PolicyState, bool]:
+        """Begin where the first look points to, with the spread of what it leaves open.
+
+        Several axes are too far to walk in bounded steps, and before any training a jump shakes nothing.
+        """
+        self._latest = found = self._fit()
+        best, std = np.asarray(found.best), policy.bounded_std(found.minima.std(axis=0), self.settings)
+        p, applied = after.vector("p"), after.vector("applied")
+        state = PolicyState.build(after.round, best, std, p, applied)
+        return (policy.committed_at(state, best, self.settings) if commit else state), commit
 
     def estimate(self) -> Estimate:
         """Return p_star from everything told so far; the same call gives the same answer, however often it is made.
@@ -209,15 +220,18 @@ class Controller:
     def _fit(self) -> Estimate:
         rng = numpy_generator(self._seed, "estimate", len(self.history))
         last = self.state.round
-        ratios = policy.truncated_samples(self.state, self.settings, rng, AHEAD)
         fitted = EstimateSettings(
-            self.settings.p_min,
-            self.settings.p_max,
-            plateau=self.settings.plateau,
+            self.settings.bounds,
+            plateau=self._plateau,
             next_round=last + 2 * STRIDE,
-            next_ratios=ratios,
+            next_points=policy.truncated_samples(self.state, self.settings, rng, AHEAD),
         )
         return estimate(self.history.as_arrays(), fitted, rng)
+
+    @property
+    def _plateau(self) -> float:
+        """A sparser end is one direction where there is one ratio; where there are several it is not defined."""
+        return self.settings.plateau if sum(axis.kind == RATIO for axis in self.settings.axes) == 1 else 0.0
 
     def should_stop(self) -> str | None:
         """Return why probing can end now, or None to go on."""
@@ -230,23 +244,9 @@ class Controller:
             self._latest = self._fit()
         if not self.settings.early_stop or self._latest is None:
             return
-        t, found = self.state.round, self._latest
-        if found.unsettled > UNSETTLED:
-            # What training is still flattening says little about the settled curve: wait, ever longer.
-            self._next_round = max(t + STRIDE, math.ceil(t * SPARSE))
-            return
-        self._next_round = t + STRIDE
-        if t >= FIRST_STOP and found.gain < self.settings.tolerance:
-            self._stop = (
-                f"{AHEAD} more probes are expected to lower the loss at p_star by {found.gain:.1e} nats, less than "
-                f"controller.tolerance={self.settings.tolerance:g}; {self._spent()}"
-            )
-
-    def _spent(self) -> str:
-        spent, budget = len(self.history), self.budget
-        if not budget:
-            return f"{spent} evaluations spent"
-        return f"{spent} of {budget} evaluations spent, {max(budget - spent, 0) / budget:.0%} saved"
+        self._next_round, enough = after_round(self.state.round, self._latest, self.settings.tolerance)
+        if enough is not None:
+            self._stop = f"{enough}; {spent(len(self.history), self.budget)}"
 
     def observe(self, **seen: float | None) -> None:
         """Note what only the training loop knows: flips, cleared (shares of entries), micro, train, dev (losses)."""
@@ -283,7 +283,7 @@ class Controller:
             raise RunError(
                 f"controller state: version 1 is read here, got {saved.get('version')!r}. Start the run anew."
             )
-        self.state = PolicyState(**saved["state"])
+        self.state = PolicyState.from_dict(saved["state"])
         self.history = History.from_dict(saved["history"])
         self._logged = [(float(p), float(v)) for p, v in saved["logged"]]
         self._decisions = [Decision.from_dict(d) for d in saved["decisions"]]

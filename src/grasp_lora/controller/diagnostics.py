@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 if TYPE_CHECKING:
+    from .answer import Estimate
     from .controller import Decision
-    from .estimate import Estimate
     from .presets import Settings
 
 RECENT = 5

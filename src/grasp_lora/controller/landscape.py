@@ -1,18 +1,16 @@
-"""Landscape files: how the micro-dev loss depends on the prune ratio, and what disturbs an evaluation."""
+"""Landscapes of one dimension: how the micro-dev loss depends on the prune ratio, and what disturbs an evaluation."""
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DataError, nearest
-from ..rng import numpy_generator
+from .axes import Axis
 
 Vector = NDArray[np.float64]
 NEAR_MINIMUM = 1e-4
@@ -38,6 +36,15 @@ class Landscape:
     loss_start: tuple[float, ...] | None = None
     settle_rounds: float | None = None
 
+    @property
+    def dimensions(self) -> int:
+        """Return 1."""
+        return 1
+
+    def axes(self, first: Axis) -> tuple[Axis, ...]:
+        """Return the policy's axes: the ratio's own."""
+        return (first,)
+
     def curve(self, ratio: Vector | float, round_index: float | None = None) -> Vector:
         """Return the loss at `ratio` (any shape), settled (None) or as it is in a round."""
         x = np.clip(ratio, 0.0, 1.0)
@@ -61,35 +68,6 @@ class Landscape:
         return [0.0, 1.0, *(x for x in self.p if 0.0 <= x <= 1.0)]
 
 
-class Slice:
-    """One simulated micro-dev slice: offsets and shifts drawn once, noise drawn for every evaluation."""
-
-    def __init__(self, landscape: Landscape, seed: int) -> None:
-        self.landscape = landscape
-        self._rng = numpy_generator(seed, "landscape", landscape.name)
-        self.offsets = self._rng.normal(0.0, landscape.example_sd, landscape.examples)
-        self.shifts = self._rng.normal(0.0, landscape.shift_sd, landscape.examples)
-
-    def losses(self, ratio: float, round_index: int) -> Vector:
-        """Return per-example losses (m,) of one evaluation."""
-        land = self.landscape
-        noise = self._rng.normal(0.0, land.noise_sd * math.sqrt(land.examples), land.examples)
-        curve = land.curve(ratio + self.shifts, round_index)
-        return np.asarray(curve + self.offsets - land.drift_per_round * round_index + noise)
-
-
-def read_landscape(path: str | Path) -> Landscape:
-    """Read one landscape file; raises `DataError` naming file, field, rule and value."""
-    where = Path(path)
-    try:
-        loaded = json.loads(where.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"landscape file {where} does not exist. Check the path given to --landscape.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"landscape file {where} is not readable JSON ({error}). Mend the file.") from None
-    return landscape_from(loaded, str(where))
-
-
 def landscape_from(loaded: Any, origin: str) -> Landscape:
     """Check a parsed landscape; raises `DataError` for a missing, unknown or impossible field."""
     if not isinstance(loaded, dict):
@@ -103,9 +81,9 @@ def landscape_from(loaded: Any, origin: str) -> Landscape:
             raise DataError(f"{origin}: field '{key}' is missing. Known fields: {', '.join(known)}.")
     if ("loss_start" in loaded) != ("settle_rounds" in loaded):
         raise DataError(f"{origin}: 'loss_start' and 'settle_rounds' belong together; give both or neither.")
-    lists = {k: _numbers(loaded[k], k, origin) for k in ("p", "loss", "loss_start") if loaded.get(k) is not None}
+    lists = {k: numbers(loaded[k], k, origin) for k in ("p", "loss", "loss_start") if loaded.get(k) is not None}
     numbers = {
-        k: _number(loaded[k], k, origin) for k in known if k not in (*lists, "name") and loaded.get(k) is not None
+        k: number(loaded[k], k, origin) for k in known if k not in (*lists, "name") and loaded.get(k) is not None
     }
     examples = int(numbers.pop("examples"))
     land = Landscape(name=str(loaded["name"]), examples=examples, **lists, **numbers)  # type: ignore[arg-type]
@@ -113,16 +91,18 @@ def landscape_from(loaded: Any, origin: str) -> Landscape:
     return land
 
 
-def _number(value: Any, key: str, origin: str) -> float:
+def number(value: Any, key: str, origin: str) -> float:
+    """Return a finite number; raises `DataError` naming file and field."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise DataError(f"{origin}: '{key}' must be a finite number (got {value!r}). Correct the file.")
     return float(value)
 
 
-def _numbers(value: Any, key: str, origin: str) -> tuple[float, ...]:
+def numbers(value: Any, key: str, origin: str) -> tuple[float, ...]:
+    """Return a list of finite numbers; raises `DataError` naming file and field."""
     if not isinstance(value, list) or not value:
         raise DataError(f"{origin}: '{key}' must be a list of numbers (got {value!r}). Correct the file.")
-    return tuple(_number(x, key, origin) for x in value)
+    return tuple(number(x, key, origin) for x in value)
 
 
 def _check(land: Landscape, origin: str) -> None:

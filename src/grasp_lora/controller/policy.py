@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +14,26 @@ from scipy.special import ndtr, ndtri
 from .presets import Settings
 
 Vector = NDArray[np.float64]
+Matrix = NDArray[np.float64]
+Point: TypeAlias = tuple[float, ...]
 MIN_VARIANCE = 1e-4
 MIN_STD = 1e-3
 FIRST_LOOK = 8
 
 
 @dataclass(frozen=True)
+class Coordinate:
+    """What a policy holds on one axis beside the first: mean, spread, recorded and applied value."""
+
+    mean: float
+    std: float
+    p: float
+    applied: float
+
+
+@dataclass(frozen=True)
 class PolicyState:
-    """A Gaussian over the prune ratio and the ratio committed so far.
+    """A Gaussian over the prune ratio and the ratio committed so far; `rest` has the same for further axes.
 
     `p` is the recorded ratio (the anchor); `applied` is the ratio at which the committed mask was built: 0 until the
     first commit, and different from `p` in the `released` preset only.
@@ -31,12 +44,32 @@ class PolicyState:
     std: float
     p: float
     applied: float
+    rest: tuple[Coordinate, ...] = ()
+
+    def vector(self, field: str) -> Vector:
+        """Return one of mean, std, p and applied on all axes, shape (D,)."""
+        return np.array([getattr(self, field), *(getattr(axis, field) for axis in self.rest)])
+
+    @classmethod
+    def build(cls, round_index: int, mean: Vector, std: Vector, p: Vector, applied: Vector) -> PolicyState:
+        """Return the state with these vectors, each of shape (D,)."""
+        rows = [Coordinate(*(float(x) for x in row)) for row in zip(mean, std, p, applied, strict=True)]
+        first = rows[0]
+        return cls(round_index, first.mean, first.std, first.p, first.applied, tuple(rows[1:]))
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> PolicyState:
+        """Rebuild from `dataclasses.asdict`."""
+        return cls(**{**saved, "rest": tuple(Coordinate(**axis) for axis in saved.get("rest", ()))})
 
 
 def initial_state(settings: Settings) -> PolicyState:
-    """Return the state before any round: mean and p at p_init, nothing pruned yet."""
-    std = settings.initial_std if settings.preset == "released" else max(settings.initial_std, MIN_STD)
-    return PolicyState(0, settings.p_init, std, settings.p_init, 0.0)
+    """Return the state before any round: mean and p at the axes' first values, nothing pruned yet."""
+    init = np.array([axis.init for axis in settings.axes])
+    std = np.array([(axis.high - axis.low) / 6 for axis in settings.axes])
+    if settings.preset != "released":
+        std = np.maximum(std, MIN_STD)
+    return PolicyState.build(0, init, std, init, np.array([axis.start for axis in settings.axes]))
 
 
 def clip(value: float, low: float, high: float) -> float:
@@ -96,17 +129,38 @@ def limited(start: float, goal: float, step: float) -> float:
 
 def truncated_samples(
     state: PolicyState, settings: Settings, rng: np.random.Generator, count: int
-) -> tuple[float, ...]:
-    """Draw from the Gaussian truncated to the bounds, one ratio per equal-probability stratum, in random order.
+) -> tuple[Point, ...]:
+    """Draw points (D,) from the Gaussian truncated to the bounds, one per equal-probability stratum of every axis.
 
-    Stratifying keeps every candidate's marginal law over the group and removes most of the group's sampling noise.
+    Stratifying keeps every candidate's marginal law over the group and removes most of the group's sampling noise. Each
+    axis has an order of its own, as in a Latin hypercube.
     """
-    low = float(ndtr((settings.p_min - state.mean) / state.std))
-    high = float(ndtr((settings.p_max - state.mean) / state.std))
-    strata = (np.arange(count) + rng.random(count)) / count
-    drawn = state.mean + state.std * ndtri(low + (high - low) * strata)
-    bounded = np.clip(drawn, settings.p_min, settings.p_max)
-    return tuple(float(x) for x in rng.permutation(bounded))
+    columns = []
+    for axis, mean, std in zip(settings.axes, state.vector("mean"), state.vector("std"), strict=True):
+        low, high = float(ndtr((axis.low - mean) / std)), float(ndtr((axis.high - mean) / std))
+        strata = (np.arange(count) + rng.random(count)) / count
+        drawn = mean + std * ndtri(low + (high - low) * strata)
+        columns.append(rng.permutation(np.clip(drawn, axis.low, axis.high)))
+    return as_points(np.stack(columns, axis=1))
+
+
+def first_look(settings: Settings, rng: np.random.Generator) -> tuple[Point, ...]:
+    """Return a stratified sweep of all axes: probes are cheapest, and tell most, right after the merge.
+
+    One axis: FIRST_LOOK points in rising order; D of them: a Latin hypercube of FIRST_LOOK (D + 1).
+    """
+    count = FIRST_LOOK * (len(settings.axes) + 1 if len(settings.axes) > 1 else 1)
+    columns = []
+    for d, axis in enumerate(settings.axes):
+        place = (np.arange(count) + rng.random(count)) / count
+        column = axis.low + (axis.high - axis.low) * place
+        columns.append(rng.permutation(column) if d else column)
+    return as_points(np.stack(columns, axis=1))
+
+
+def as_points(rows: Matrix) -> tuple[Point, ...]:
+    """Return rows (n, D) as plain tuples."""
+    return tuple(tuple(float(x) for x in row) for row in rows)
 
 
 def advantages(rewards: Vector, noise: float) -> Vector:
@@ -117,36 +171,47 @@ def advantages(rewards: Vector, noise: float) -> Vector:
 
 
 def default_update(
-    state: PolicyState, samples: Vector, scaled: Vector, settings: Settings, round_index: int
+    state: PolicyState, points: Matrix, scaled: Vector, settings: Settings, round_index: int
 ) -> PolicyState:
-    """Natural-gradient step on (mean, log std) from scaled advantages, shape (C,).
+    """Natural-gradient step on (mean, log std) of every axis from scaled advantages (C,) of points (C, D).
 
     The truncated Gaussian's normaliser has the same score for every candidate and cancels, because the advantages
     add up to zero. The Fisher information is 1 / std^2 for the mean and 2 for log std. The entropy term's gradient
     in log std is 1; it is annealed as 1 / sqrt(round), so that the policy explores first and settles later.
     """
-    z = (samples - state.mean) / state.std
+    rows = np.reshape(points, (len(scaled), -1))
+    mean, std, p = state.vector("mean"), state.vector("std"), state.vector("p")
+    low, high = settings.lows, settings.highs
+    z = (rows - mean) / std
     # Sorted sums: permuting the candidates must not change the last bit.
-    order = np.lexsort((scaled, samples))
-    g_mean = float(np.mean((scaled * z)[order])) * state.std
-    g_log_std = float(np.mean((scaled * (z * z - 1))[order])) / 2
+    order = np.lexsort((scaled, *rows.T[::-1]))
+    g_mean = np.mean((scaled[:, None] * z)[order], axis=0) * std
+    g_log_std = np.mean((scaled[:, None] * (z * z - 1))[order], axis=0) / 2
     bonus = settings.entropy_bonus / math.sqrt(max(round_index, 1))
-    mean = state.mean + settings.policy_lr * (g_mean - settings.anchor * (state.mean - state.p))
-    log_std = math.log(state.std) + settings.policy_lr * (g_log_std + bonus)
-    widest = max((settings.p_max - settings.p_min) / 2, MIN_STD)
-    narrowest = min(MIN_RELATIVE_STD * (settings.p_max - settings.p_min), widest)
-    return replace(
-        state,
-        round=round_index,
-        mean=clip(mean, settings.p_min, settings.p_max),
-        std=clip(math.exp(log_std), max(narrowest, MIN_STD), widest),
-    )
+    mean = mean + settings.policy_lr * (g_mean - settings.anchor * (mean - p))
+    log_std = np.log(std) + settings.policy_lr * (g_log_std + bonus)
+    widened = bounded_std(np.exp(log_std), settings)
+    return PolicyState.build(round_index, np.clip(mean, low, high), widened, p, state.vector("applied"))
 
 
 MIN_RELATIVE_STD = 0.06
 
 
-def default_commit(state: PolicyState, goal: float, settings: Settings) -> PolicyState:
-    """Move the committed ratio towards `goal` by at most `max_step`; the mask is built exactly there (point 5)."""
-    p = clip(limited(state.p, goal, settings.max_step), settings.p_min, settings.p_max)
-    return replace(state, p=p, applied=p)
+def bounded_std(std: Vector, settings: Settings) -> Vector:
+    """Return the spread (D,) kept between 6 % and 50 % of each axis."""
+    span = settings.highs - settings.lows
+    widest = np.maximum(span / 2, MIN_STD)
+    return np.clip(std, np.maximum(np.minimum(MIN_RELATIVE_STD * span, widest), MIN_STD), widest)
+
+
+def default_commit(state: PolicyState, goal: Sequence[float] | float, settings: Settings) -> PolicyState:
+    """Move the committed point towards `goal` by at most `max_step`; the mask is built exactly there (point 5)."""
+    p = state.vector("p")
+    reach = settings.max_step * np.array([axis.span for axis in settings.axes])
+    return committed_at(state, p + np.clip(np.atleast_1d(goal) - p, -reach, reach), settings)
+
+
+def committed_at(state: PolicyState, point: Sequence[float] | Vector, settings: Settings) -> PolicyState:
+    """Return the state with `point`, moved into the bounds, as recorded and applied."""
+    p = np.clip(np.asarray(point, float), settings.lows, settings.highs)
+    return PolicyState.build(state.round, state.vector("mean"), state.vector("std"), p, p)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
-from ..config import ControllerConfig
+import numpy as np
+
+from ..config import ControllerConfig, Policy
 from ..errors import ConfigError, nearest
+from .axes import Axis, Vector, ratio_axis
 
 PAPER = "https://arxiv.org/abs/2601.06702"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A `ControllerConfig` with every preset-dependent default filled in; ratios are 0 to 1."""
+    """A `ControllerConfig` with every preset-dependent default filled in; ratios are 0 to 1.
+
+    The policy's first spread is a sixth of each axis (paper, section 3).
+    """
 
     preset: str
     p_min: float
@@ -26,11 +34,22 @@ class Settings:
     early_stop: bool
     tolerance: float
     plateau: float
+    axes: tuple[Axis, ...]
+
+    @cached_property
+    def lows(self) -> Vector:
+        """Return the lower bound of every axis, shape (D,)."""
+        return np.array([axis.low for axis in self.axes])
+
+    @cached_property
+    def highs(self) -> Vector:
+        """Return the upper bound of every axis, shape (D,)."""
+        return np.array([axis.high for axis in self.axes])
 
     @property
-    def initial_std(self) -> float:
-        """Return the spread of the first round, a sixth of the range (paper, section 3)."""
-        return (self.p_max - self.p_min) / 6
+    def bounds(self) -> tuple[tuple[float, float], ...]:
+        """Return (low, high) of every axis."""
+        return tuple((axis.low, axis.high) for axis in self.axes)
 
 
 @dataclass(frozen=True)
@@ -46,6 +65,7 @@ class Preset:
     policy_lr: float
     anchor: float
     entropy_bonus: float
+    policy: Policy
 
 
 PRESETS: dict[str, Preset] = {}
@@ -71,6 +91,7 @@ RELEASED = register(
         policy_lr=0.05,
         anchor=0.05,
         entropy_bonus=0.01,
+        policy="ratio",
     )
 )
 DEFAULT = register(
@@ -85,18 +106,22 @@ DEFAULT = register(
         policy_lr=0.5,
         anchor=0.05,
         entropy_bonus=0.1,
+        policy="ratio_strength",
     )
 )
 
 
-def resolve(config: ControllerConfig) -> Settings:
-    """Fill in the preset's defaults; raises `ConfigError` for an unknown preset or contradicting bounds."""
-    preset = PRESETS.get(config.preset)
-    if preset is None:
-        raise ConfigError(
-            f"controller.preset: unknown preset '{config.preset}'.{nearest(config.preset, PRESETS)} "
-            f"Known: {', '.join(PRESETS)}. Correct it in the file given to --config or with --set."
-        )
+def chosen_policy(config: ControllerConfig) -> Policy:
+    """Return what is to be learned: `controller.policy`, or the preset's own."""
+    return config.policy or _preset(config).policy
+
+
+def resolve(config: ControllerConfig, axes: Callable[[Axis], tuple[Axis, ...]] | None = None) -> Settings:
+    """Fill in the preset's defaults; raises `ConfigError` for an unknown preset or contradicting bounds.
+
+    `axes` makes all axes from the ratio's own; without it the ratio is the only one.
+    """
+    preset = _preset(config)
     low, high = _bounds(config, preset)
     start = min(max(preset.p_init, low), high) if config.p_init is None else config.p_init
     if not low <= start <= high:
@@ -104,6 +129,7 @@ def resolve(config: ControllerConfig) -> Settings:
             f"controller.p_init: must lie in [p_min, p_max] = [{low:g}, {high:g}] (got {start:g}). "
             "Change p_init or the bounds."
         )
+    first = ratio_axis(low, high, start)
     return Settings(
         preset=preset.name,
         p_min=low,
@@ -117,7 +143,18 @@ def resolve(config: ControllerConfig) -> Settings:
         early_stop=config.early_stop and preset.name != "released",
         tolerance=config.tolerance,
         plateau=config.plateau,
+        axes=(first,) if axes is None else axes(first),
     )
+
+
+def _preset(config: ControllerConfig) -> Preset:
+    preset = PRESETS.get(config.preset)
+    if preset is None:
+        raise ConfigError(
+            f"controller.preset: unknown preset '{config.preset}'.{nearest(config.preset, PRESETS)} "
+            f"Known: {', '.join(PRESETS)}. Correct it in the file given to --config or with --set."
+        )
+    return preset
 
 
 def _bounds(config: ControllerConfig, preset: Preset) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,25 +10,43 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import RunError
-from .policy import PolicyState
+from .policy import Point, PolicyState
 
 Vector = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """The ratios to probe in one round, beside the committed mask's baseline."""
+    """What to probe in one round, beside the committed state's baseline: ratios, and further coordinates of each.
+
+    `samples` (C,) is the first axis, `further` C tuples of the other axes; without it the ratio is the only axis.
+    """
 
     round: int
     samples: tuple[float, ...]
+    further: tuple[Point, ...] = ()
+
+    @property
+    def points(self) -> tuple[Point, ...]:
+        """Return every candidate as a point, one coordinate per axis."""
+        return tuple(
+            (p, *rest) for p, rest in zip(self.samples, self.further or ((),) * len(self.samples), strict=True)
+        )
+
+    @classmethod
+    def of(cls, round_index: int, points: Sequence[Point]) -> Proposal:
+        """Return the proposal of these points."""
+        further = tuple(point[1:] for point in points) if len(points[0]) > 1 else ()
+        return cls(round_index, tuple(point[0] for point in points), further)
 
 
 @dataclass(frozen=True)
 class Decision:
     """What one round came to.
 
-    `rewards` (C,) are baseline minus candidate mean losses, in nats. `mask_ratio` is the ratio at which the mask must
-    be built now, None when it stays. `recorded_ratio` is the p that the policy keeps.
+    `rewards` (C,) are baseline minus candidate mean losses, in nats. `mask_ratio` is the ratio (the first axis) at
+    which the mask must be built now, None when everything stays; `state_after.vector("applied")` has all axes.
+    `recorded_ratio` is the p that the policy keeps.
     """
 
     rewards: tuple[float, ...]
@@ -40,7 +59,7 @@ class Decision:
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Decision:
         """Rebuild from `dataclasses.asdict`."""
-        states = {key: PolicyState(**saved[key]) for key in ("state_before", "state_after")}
+        states = {key: PolicyState.from_dict(saved[key]) for key in ("state_before", "state_after")}
         return cls(**{**saved, **states, "rewards": tuple(saved["rewards"])})
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +14,18 @@ from ..adapters.masks import Ranking
 from ..config import ControllerConfig
 from ..probing import Evaluator
 from ..training import MaskSelector, commit_mask
+from .axes import Axis, merge_point, ratio_axis
 from .controller import Controller, Decision, Proposal
 
 Record = Callable[[dict[str, Any]], None]
+RATIO_ONLY = ratio_axis(0.0, 1.0, 0.0)
 
 
 class RatioSearch:
     """A training callback that runs the controller: it probes every `interval` steps and prunes at what it commits.
+
+    `axes` say what the coordinates of the controller's points mean. With `hold_from`, the run does not end when the
+    answer stands: the answer is committed then, at the latest after step `hold_from`, and training goes on there.
 
     In `preset: released` the ranking of the first round is kept for ever and gradients of pruned entries are left
     alone (algorithm.md, points 6 and 7); otherwise the ranking is made anew in each round and gradients are masked.
@@ -34,7 +39,11 @@ class RatioSearch:
         controller: Controller,
         config: ControllerConfig,
         record: Record = lambda _row: None,
+        *,
+        axes: Sequence[Axis] = (RATIO_ONLY,),
+        hold_from: int | None = None,
     ) -> None:
+        self._axes, self._hold_from, self.held = tuple(axes), hold_from, False
         self._bank, self._selector, self._probe = bank, selector, probe
         self.controller, self._config, self._record = controller, config, record
         self._released = config.preset == "released"
@@ -63,17 +72,29 @@ class RatioSearch:
         """Hold pruned entries at zero and, every `interval` steps, run a round; True when the answer stands."""
         self._bank.enforce()
         self._recent.append(loss)
-        if step % self._config.interval:
+        if self.held:
             return False
+        last = self._hold_from is not None and step >= self._hold_from
+        if step % self._config.interval:
+            return self._answer("half of the epochs are done") if last else False
         self.controller.observe(train=sum(self._recent) / len(self._recent))
         self._recent.clear()
         self.rounds += 1
         self._round(self.rounds, step)
         if self._config.rounds is not None and self.rounds >= self._config.rounds:
-            self.stop_reason = f"all {self.rounds} rounds are done"
-        else:
-            self.stop_reason = self.controller.should_stop()
-        return self.stop_reason is not None
+            return self._answer(f"all {self.rounds} rounds are done")
+        return self._answer(self.controller.should_stop() or ("half of the epochs are done" if last else None))
+
+    def _answer(self, reason: str | None) -> bool:
+        """End the search for a reason (None: it goes on); True when the run ends with it."""
+        self.stop_reason = reason
+        if reason is None or self._hold_from is None:
+            return reason is not None
+        point = merge_point(self._axes, self.controller.estimate().best)
+        self._bank.stand_at(point)
+        commit_mask(self._bank, self._selector.kept(self._ranking(), point), self._optimizer)
+        self.held = True
+        return False
 
     def _round(self, index: int, step: int) -> None:
         proposal = self.controller.ask(index)
@@ -82,10 +103,9 @@ class RatioSearch:
         clock = time.perf_counter()
         ranking = self._ranking()
         ranked = time.perf_counter()
-        masks = [self._bank.kept, *(ranking.kept(p) for p in proposal.samples)]
-        losses = self._probe.candidate_losses(masks)
+        losses = self._losses(ranking, proposal)
         probed = time.perf_counter()
-        self.evaluations += len(masks)
+        self.evaluations += len(losses)
         decision = self.controller.tell(proposal, losses[0].numpy(), losses[1:].numpy())
         if step:
             self.controller.observe(micro=float(losses[0].mean()))
@@ -95,7 +115,32 @@ class RatioSearch:
             "probing_s": probed - ranked,
             "commit_s": time.perf_counter() - probed,
         }
-        self._record(_row(step, proposal, losses, decision, report, self._bank.density()) | {"time": times})
+        row = _row(step, proposal, losses, decision, report, self._bank.density())
+        self._record(row | self._coordinates(proposal, decision) | {"time": times})
+
+    def _losses(self, ranking: Ranking, proposal: Proposal) -> Tensor:
+        """Return the losses (1 + C, m) of the committed state and of every candidate, in one pass."""
+        points = [merge_point(self._axes, point) for point in proposal.points]
+        masks = [self._bank.kept, *(self._selector.kept(ranking, point) for point in points)]
+        if len(self._axes) == 1:
+            return self._probe.candidate_losses(masks)
+        dense = self._bank.dense()
+        flat = torch.stack([torch.where(mask, dense, torch.zeros_like(dense)) for mask in masks])
+        return self._probe.flat_losses(flat, [self._bank.standing(0.0), *points])
+
+    def _coordinates(self, proposal: Proposal, decision: Decision) -> dict[str, Any]:
+        """Return what a history line says of points with more than one coordinate."""
+        if len(self._axes) == 1:
+            return {}
+        before, after = decision.state_before, decision.state_after
+        return {
+            "axes": [axis.name for axis in self._axes],
+            "points": [list(point) for point in proposal.points],
+            "held": before.vector("applied").tolist(),
+            "means": after.vector("mean").tolist(),
+            "stds": after.vector("std").tolist(),
+            "applied": after.vector("applied").tolist(),
+        }
 
     def _ranking(self) -> Ranking:
         if not self._released:
@@ -107,7 +152,9 @@ class RatioSearch:
     def _commit(self, ranking: Ranking, decision: Decision) -> CommitReport | None:
         if decision.mask_ratio is None:
             return None
-        report = commit_mask(self._bank, ranking.kept(decision.mask_ratio), self._optimizer)
+        point = merge_point(self._axes, decision.state_after.vector("applied"))
+        self._bank.stand_at(point)
+        report = commit_mask(self._bank, self._selector.kept(ranking, point), self._optimizer)
         self.controller.observe(flips=report.flipped, cleared=report.pruned / self._bank.kept.numel())
         return report
 
@@ -123,6 +170,7 @@ class RatioSearch:
             "evaluations": self.evaluations,
             "probe_tokens": self._probe.token_passes,
             "stop_reason": self.stop_reason,
+            "held": self.held,
             "recent": list(self._recent),
             "sizes": list(self._first_ranking.sizes) if self._first_ranking else None,
         }
@@ -134,6 +182,7 @@ class RatioSearch:
         self.controller.load_state_dict(plain["controller"])
         self.rounds, self.evaluations = int(plain["rounds"]), int(plain["evaluations"])
         self._probe.token_passes, self.stop_reason = int(plain["probe_tokens"]), plain["stop_reason"]
+        self.held = bool(plain["held"])
         self._recent = [float(loss) for loss in plain["recent"]]
         if plain["sizes"] is not None:
             self._first_ranking = Ranking(tensors["ranks"].to(self._bank.values.device), tuple(plain["sizes"]))

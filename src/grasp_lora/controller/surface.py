@@ -9,7 +9,8 @@ and reshapes it by r. u_t is what a whole round shares, so that baseline and can
 each other. h and r are Gaussian processes with a squared-exponential kernel in a truncated eigenbasis (Rasmussen and
 Williams, Gaussian Processes for Machine Learning, sections 2.2, 4.3 and 8.1; a loss that decays while training goes on
 is modelled the same way by Swersky, Snoek and Adams, arXiv 1406.3896). Length, amplitudes, rho, tau and the size of u
-are averaged over a grid by their evidence (section 5.2).
+are averaged over a grid by their evidence (section 5.2). Where a point has several coordinates, p stands for all of
+them: the kernel is a product over the axes, and so are its eigenfunctions.
 """
 
 from __future__ import annotations
@@ -20,17 +21,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .features import Bounds, Features, Matrix, Vector, product_features
 from .history import Evaluations
 
-Vector = NDArray[np.float64]
-Matrix = NDArray[np.float64]
-
-GRID = 191
-BASIS = 12
 LENGTHS = (0.12, 0.2, 0.35)
-"""Length scales, as ratios."""
+"""Length scales: as ratios on the first axis, on further axes as shares of the axis."""
 TAUS = (3.5, 5.5, 8.5, 13.0, 20.0, 40.0)
 """Settling times, in rounds; beside them, no settling at all."""
 SHARES = (0.05, 0.15, 0.4)
@@ -49,16 +45,6 @@ WIDE = 1e3
 UNTHREADED = 200_000
 
 
-@lru_cache(maxsize=64)
-def basis(low: float, high: float, length: float) -> tuple[Vector, Matrix]:
-    """Return the grid (G,) over the bounds and J features on it (G, J) of a unit squared-exponential kernel."""
-    grid = np.linspace(low, high, GRID)
-    kernel = np.exp(-0.5 * ((grid[:, None] - grid[None, :]) / length) ** 2)
-    values, vectors = np.linalg.eigh(kernel)
-    keep = np.argsort(values)[::-1][:BASIS]
-    return grid, vectors[:, keep] * np.sqrt(np.maximum(values[keep], 0.0))
-
-
 def product(left: Matrix, right: Matrix) -> Matrix:
     """Return left (a, b) @ right (b, c) in slices too small for a threaded BLAS.
 
@@ -69,30 +55,22 @@ def product(left: Matrix, right: Matrix) -> Matrix:
     return np.concatenate([left[k : k + rows] @ right for k in range(0, len(left), rows)])
 
 
-def interpolate(x: Vector, grid: Vector, features: Matrix) -> Matrix:
-    """Return the features (G, J) at ratios x (n,), linear between grid points and constant outside; (n, J)."""
-    step = grid[1] - grid[0]
-    place = np.clip((x - grid[0]) / step, 0, len(grid) - 1 - 1e-9) if step > 0 else np.zeros_like(x)
-    left = place.astype(int)
-    part = (place - left)[:, None]
-    return np.asarray((1 - part) * features[left] + part * features[left + 1])
-
-
 @dataclass(frozen=True)
 class Problem:
     """Losses Y (n, m) in units of the noise, less each example's mean; weights (n,), rounds as member (T, n).
 
-    `spread` is the largest range of the mean loss within one round, free of drift, `reach` its whole range.
+    `points` (n, D); `spread` is the largest range of the mean loss within one round, free of drift, `reach` its whole
+    range.
     """
 
     Y: Matrix
     weights: Vector
     member: Matrix
     rounds: Vector
-    ratios: Vector
+    points: Matrix
     spread: float
     reach: float
-    bounds: tuple[float, float]
+    bounds: Bounds
 
     @property
     def horizon(self) -> float:
@@ -100,7 +78,7 @@ class Problem:
         return max(float(self.rounds.max()), 1.0)
 
 
-def pose(data: Evaluations, noise: float, bounds: tuple[float, float]) -> Problem:
+def pose(data: Evaluations, noise: float, bounds: Bounds) -> Problem:
     """Scale the losses by the noise (> 0, nats) and trust evaluations far above their round's best less."""
     mean = data.losses.mean(axis=1)
     member = (np.unique(data.rounds)[:, None] == data.rounds[None, :]).astype(float)
@@ -110,47 +88,45 @@ def pose(data: Evaluations, noise: float, bounds: tuple[float, float]) -> Proble
     weights = 1 / (1 + (MISFIT * excess / noise) ** 2)
     Y = data.losses / noise
     reach = float(np.ptp(mean)) / noise
-    return Problem(Y - Y.mean(axis=0), weights, member, data.rounds, data.ratios, spread, reach, bounds)
+    return Problem(Y - Y.mean(axis=0), weights, member, data.rounds, data.points, spread, reach, bounds)
 
 
 @dataclass(frozen=True)
 class Choice:
     """The posterior under one choice of hyperparameters.
 
-    `features` (G, J); the D weights have prior deviations `scale` (D,), `root` (D, D) is the Cholesky factor of
+    The D weights have prior deviations `scale` (D,), `root` (D, D) is the Cholesky factor of
     scale X' V^-1 X scale + I, and `right` (D, m) is X' V^-1 Y.
     """
 
-    features: Matrix
+    features: Features
     scale: Vector
     root: Matrix
     right: Matrix
     tau: float | None
     share: float
 
-    @property
-    def settled_map(self) -> Matrix:
-        """Return the map (G, D) from unscaled weights to the settled curve rho h + r."""
-        J = self.features.shape[1]
-        out = np.zeros((len(self.features), len(self.scale)))
-        out[:, 2 : 2 + J] = self.features * (self.share * self.scale[2 : 2 + J])
+    def settled_map(self, points: Matrix) -> Matrix:
+        """Return the map (G, D) from unscaled weights to the settled curve rho h + r at G points."""
+        phi, J = self.features.at(points), self.features.count
+        out = np.zeros((len(phi), len(self.scale)))
+        out[:, 2 : 2 + J] = phi * (self.share * self.scale[2 : 2 + J])
         if self.tau is not None:
-            out[:, 3 + J :] = self.features * self.scale[3 + J :]
+            out[:, 3 + J :] = phi * self.scale[3 + J :]
         return out
 
-    def whitened_map(self) -> Matrix:
+    def whitened_map(self, points: Matrix) -> Matrix:
         """Return L^-1 M' (D, G): its Gram is the posterior covariance of the settled curve."""
-        return np.asarray(np.linalg.solve(self.root, self.settled_map.T))
+        return np.asarray(np.linalg.solve(self.root, self.settled_map(points).T))
 
     def fade(self, round_index: float) -> float:
         """Return the share of h that a round still shows beyond the settled curve."""
         return 0.0 if self.tau is None else (1 - self.share) * float(np.exp(-round_index / self.tau))
 
-    def rows(self, problem: Problem, ratios: Vector, rounds: Vector | float) -> Matrix:
-        """Return scaled design rows (k, D) of probes at k ratios, in one round or in k."""
-        grid = np.linspace(*problem.bounds, len(self.features))
-        phi = interpolate(ratios, grid, self.features)
-        t = np.broadcast_to(np.asarray(rounds, float), ratios.shape)[:, None]
+    def rows(self, problem: Problem, points: Matrix, rounds: Vector | float) -> Matrix:
+        """Return scaled design rows (k, D) of probes at k points, in one round or in k."""
+        phi = self.features.at(points)
+        t = np.broadcast_to(np.asarray(rounds, float), (len(points),))[:, None]
         blocks = [np.ones_like(t), t / problem.horizon - 0.5, phi]
         if self.tau is not None:
             e = np.exp(-t / self.tau)
@@ -162,7 +138,7 @@ class Choice:
 class _Batch:
     """Choices with one shape of design: log evidence (H,), scales (H, D), roots (H, D, D), rights (K, D, m)."""
 
-    features: Matrix
+    features: Features
     evidence: Vector
     scales: Matrix
     roots: Matrix
@@ -191,8 +167,8 @@ def supported(problem: Problem) -> tuple[list[Choice], Vector]:
 
 
 def _batches(problem: Problem, length: float, effect: float, taus: tuple[float, ...]) -> list[_Batch]:
-    grid, features = basis(*problem.bounds, length)
-    phi = interpolate(problem.ratios, grid, features)
+    features = product_features(problem.bounds, length)
+    phi = features.at(problem.points)
     J = phi.shape[1]
     drift = problem.rounds[:, None] / problem.horizon - 0.5
     fades = [np.exp(-problem.rounds / tau)[:, None] for tau in taus]
@@ -231,7 +207,7 @@ def _weighted(problem: Problem, rows: Matrix, effect: float) -> Matrix:
     return product((rows * problem.weights[:, None]).T, rows) - product((sums * shrink[:, None]).T, sums)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _mixing(J: int) -> Matrix:
     """Return (S, 3 + 2J, 3 + 2J): 1, drift, phi, e, e phi to 1, drift, (rho + (1 - rho) e) phi, e, (1 - e) phi."""
     out = np.zeros((len(SHARES), 3 + 2 * J, 3 + 2 * J))

@@ -15,11 +15,11 @@ def cost(run: Run) -> dict[str, Any]:
     """
     rows: dict[str, Any] = {}
     for name, result in run.folder.stages_done().items():
+        if result.get("reused"):  # a search's own adapter was paid for by the search
+            continue
         outcome = result.get("outcome", {})
-        trained, forward = (
-            outcome.get("trained_tokens", 0),
-            outcome.get("dev_tokens", 0) + result.get("probe_tokens", 0),
-        )
+        trained = outcome.get("trained_tokens", 0)
+        forward = outcome.get("dev_tokens", 0) + result.get("probe_tokens", 0)
         if not trained and not forward:
             continue
         rows[name] = {

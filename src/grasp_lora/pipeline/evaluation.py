@@ -30,7 +30,7 @@ SUITABLE = {
 
 @dataclass(frozen=True)
 class SystemScores:
-    """One system's scores on a split and what it wrote for every example, in the split's order."""
+    """One system's scores on a split and what it wrote, in the split's order; answers may be fewer than losses."""
 
     name: str
     scores: tuple[Score, ...]
@@ -58,7 +58,8 @@ def evaluate_system(
 ) -> SystemScores:
     """Score the base model with `factors` added (none: zero shot) on a split of the target.
 
-    Losses are of the gold answers; the other metrics are of greedy generations. Truncation is counted by `encode`.
+    Losses are of the gold answers; the other metrics are of greedy generations, which `evaluate.generation_limit` keeps
+    to the first examples. Truncation is counted by `encode`.
     """
     config = setup.config.evaluate
     examples = list(setup.target.get(split, ()))[: config.limit]
@@ -66,14 +67,15 @@ def evaluate_system(
     with Injection(setup.base.model, factors) as injection, injection.active(factors):
         losses = _losses(setup, split, len(examples), io)
         wanted = [metric for metric in metrics if metric != "loss"]
-        predictions = _predictions(setup, examples, name, io) if wanted else []
+        asked = examples[: config.generation_limit]
+        predictions = _predictions(setup, asked, name, io) if wanted else []
     scores: list[Score] = []
     per_example: dict[str, tuple[float, ...]] = {}
     if "loss" in metrics:
         scores.append(score_losses(losses, bootstrap=config.bootstrap, seed=setup.config.seed))
     if wanted:
         found = score_predictions(
-            predictions, [e.answers for e in examples], language=setup.task.language, metrics=wanted,
+            predictions, [e.answers for e in asked], language=setup.task.language, metrics=wanted,
             bootstrap=config.bootstrap, seed=setup.config.seed, bertscore_model=config.bertscore_model,
             device=str(setup.base.device),
         )  # fmt: skip
@@ -132,7 +134,7 @@ def score_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
 
 
 def write_predictions(path: Path, examples: Sequence[Example], system: SystemScores) -> None:
-    """Write one line per example: id, references, prediction, loss and every per-example score."""
+    """Write one line per example: id, references, loss, and of those answered prediction and every score."""
     lines = []
     for index, example in enumerate(examples[: len(system.losses)]):
         row: dict[str, Any] = {
@@ -140,8 +142,8 @@ def write_predictions(path: Path, examples: Sequence[Example], system: SystemSco
             "references": list(example.answers),
             "loss": system.losses[index],
         }
-        if system.predictions:
+        if index < len(system.predictions):
             row["prediction"] = system.predictions[index]
-        row |= {metric: values[index] for metric, values in system.per_example.items()}
+            row |= {metric: values[index] for metric, values in system.per_example.items()}
         lines.append(to_json(row))
     write_text_atomic(path, "".join(line + "\n" for line in lines))

@@ -92,10 +92,10 @@ def sparse_metadata(bank: AdapterBank) -> dict[str, Any]:
     """Return what rebuilds the update from the unsummed factors: rule, strength, signs and every `c_k`."""
     return {
         "rule": bank.merge.rule,
-        "strength": bank.merge.strength,
+        "strength": bank.merge.strength * bank.strength,
         "adapters": list(bank.names),
         "signs": list(bank.signs),
-        "constants": {slot.key: slot.constant for slot in bank.slots},
+        "constants": {slot.key: bank.constant(slot) for slot in bank.slots},
     }
 
 

@@ -9,7 +9,8 @@ from ..adapters.bank import AdapterBank
 from ..adapters.inject import Injection
 from ..adapters.masks import prune_count
 from ..adapters.peft_load import AdapterFactors
-from ..config import FinalizeConfig
+from ..adapters.point import MergePoint
+from ..config import FinalizeConfig, Scope
 from ..errors import ConfigError
 from ..training import Callback, FixedRatio, MaskSelector, Outcome, TrainingLoop
 from ..training.setup import Setup
@@ -24,11 +25,16 @@ class FinalResult:
     """
 
     bank: AdapterBank
-    ratio: float
+    point: MergePoint
     density: float
     flips: tuple[float, ...]
     outcome: Outcome
     probe_tokens: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """Return the prune ratio of the point."""
+        return self.point.ratio
 
 
 def check_ratio(ratio: float) -> float:
@@ -39,30 +45,40 @@ def check_ratio(ratio: float) -> float:
     return ratio
 
 
+def as_point(where: float | MergePoint) -> MergePoint:
+    """Return a point for a ratio, and a point as it is; raises `ConfigError` for a ratio outside [0, 1]."""
+    point = where if isinstance(where, MergePoint) else MergePoint(where)
+    for ratio in (point.ratio, *point.ratios.values()):
+        check_ratio(ratio)
+    return point
+
+
 def finalize(
     setup: Setup,
     adapters: Sequence[AdapterFactors],
-    ratio: float,
+    where: float | MergePoint,
     io: StageIO,
     training: FinalizeConfig | None = None,
 ) -> FinalResult:
-    """Prune the merge of `adapters` at `ratio` and fine-tune it, dev picking the epoch (algorithm.md, section 4).
+    """Prune the merge of `adapters` at a ratio or a point and fine-tune it, dev picking the epoch.
 
-    Without dev data the last epoch is kept. Raises `ConfigError` for a ratio outside [0, 1].
+    Source: algorithm.md, section 4. Without dev data the last epoch is kept. Raises `ConfigError` for a ratio outside
+    [0, 1].
     """
-    check_ratio(ratio)
+    point = as_point(where)
     config, settings = setup.config, training or setup.config.finalize
     bank = setup.bank(adapters)
+    bank.stand_at(point)
     batch_size = settings.eval_batch_size
     with Injection(setup.base.model, bank.modules) as injection:
         attached = setup.attach(injection, bank)
         dev = setup.evaluator(attached, "dev", batch_size=batch_size) if setup.has("dev") else None
         callbacks: list[Callback] = []
         selector = None
-        if any(prune_count(ratio, size) for size in bank.segments(config.prune.scope)):
+        if _prunes(bank, point, config.prune.scope):
             probe = setup.evaluator(attached, "micro_dev", batch_size=batch_size) if _needs_probe(setup) else None
             selector = MaskSelector(bank, injection, config.prune, probe)
-            callbacks = [FixedRatio(bank, selector, ratio, dynamic=settings.mask == "dynamic")]
+            callbacks = [FixedRatio(bank, selector, point, dynamic=settings.mask == "dynamic")]
         loop = TrainingLoop(
             attached, setup.items("train"), settings,
             seed=config.seed, dev=dev, callbacks=callbacks,
@@ -72,7 +88,13 @@ def finalize(
             outcome = loop.run()
     flips = tuple(callbacks[0].flips) if callbacks and isinstance(callbacks[0], FixedRatio) else ()
     tokens = selector.probe_tokens if selector is not None else 0
-    return FinalResult(bank, ratio, bank.density(), flips, outcome, tokens)
+    return FinalResult(bank, point, bank.density(), flips, outcome, tokens)
+
+
+def _prunes(bank: AdapterBank, point: MergePoint, scope: Scope) -> bool:
+    ratios, sizes = bank.ratios(point, scope), bank.segments(scope)
+    own = (ratios,) * len(sizes) if isinstance(ratios, float) else ratios
+    return any(prune_count(p, size) for p, size in zip(own, sizes, strict=True))
 
 
 def _needs_probe(setup: Setup) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..adapters.bank import AdapterBank
 from ..adapters.peft_load import AdapterFactors
+from ..adapters.point import MergePoint
 from ..baselines import find_method
 from ..metrics.bootstrap import paired_bootstrap
 from .evaluation import split_losses
@@ -23,11 +24,11 @@ _TRAINED = ("sequential", "merged")
 
 @dataclass(frozen=True)
 class Kept:
-    """The system to export: its name, adapters with mask, and prune ratio."""
+    """The system to export: its name, adapters with mask, and where the merge stands."""
 
     name: str
     bank: AdapterBank
-    ratio: float
+    point: MergePoint
 
 
 def keep(run: Run, adapters: Sequence[AdapterFactors], final: FinalResult) -> tuple[Kept, dict[str, Any]]:
@@ -39,10 +40,10 @@ def keep(run: Run, adapters: Sequence[AdapterFactors], final: FinalResult) -> tu
     result = _comparison(run, adapters, final)
     name = result["kept"]
     if name == GRASP:
-        return Kept(GRASP, final.bank, final.ratio), result
+        return Kept(GRASP, final.bank, final.point), result
     bank = rival_bank(run, name, adapters)
     assert bank is not None  # the bare base model is no candidate
-    return Kept(name, bank, 0.0), result
+    return Kept(name, bank, MergePoint(0.0)), result
 
 
 def _comparison(run: Run, adapters: Sequence[AdapterFactors], final: FinalResult) -> dict[str, Any]:

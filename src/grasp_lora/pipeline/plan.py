@@ -13,6 +13,7 @@ from ..controller import Controller
 from ..data import Encoded, epoch_order
 from .checks import Checked, preflight
 from .models import resolve_device, resolve_dtype
+from .search import search_axes
 
 # Bytes per trainable entry: value, gradient, two moments, stash (float32) and the mask.
 _BYTES_PER_ENTRY = 5 * 4 + 1
@@ -77,8 +78,24 @@ def _trainable(world: _World) -> int:
     if not missing:
         return count
     shapes = module_shapes(world.checked.model)
-    modules = resolve_target_modules(world.checked.model, lora.target_modules)
-    return count + missing * sum(lora.r * sum(shapes[module]) for module in modules)
+    return count + missing * sum(lora.r * sum(shapes[module]) for module in _trained_modules(world))
+
+
+def _trained_modules(world: _World) -> Sequence[str]:
+    """Return the modules of an adapter that is trained here."""
+    return resolve_target_modules(world.checked.model, world.config.lora.target_modules)
+
+
+def _names(world: _World) -> list[str]:
+    """Return the adapters' names, in the order in which they are merged."""
+    return ["source", "target", *(f"other{i + 1}" for i in range(len(world.config.adapters.others)))]
+
+
+def _modules(world: _World) -> set[str]:
+    """Return every module that an adapter touches."""
+    adapters = world.config.adapters
+    own = _trained_modules(world) if None in (adapters.source, adapters.target) else ()
+    return {*own, *(module for adapter in world.checked.adapters.values() for module in adapter.modules)}
 
 
 def _tokens(items: Sequence[Encoded]) -> int:
@@ -94,14 +111,21 @@ def _training(world: _World, name: str, role: str, training: TrainingConfig, *, 
 
 
 def _search(world: _World) -> StagePlan:
-    """Plan the controller run; it ends with the last round where `controller.rounds` says so."""
+    """Plan the controller run; it ends with the last round where `controller.rounds` says so.
+
+    A run whose adapter is kept trains on to its last epoch, with dev judging at most all of them.
+    """
     config = world.config
-    base = _training(world, "search", "target", config.search, dev=config.search.patience is not None)
-    rounds = base.steps // config.controller.interval
-    if config.controller.rounds is not None and config.controller.rounds <= rounds:
+    keep = config.finalize.adapter == "reuse"
+    base = _training(world, "search", "target", config.search, dev=keep or config.search.patience is not None)
+    rounds = (base.steps // 2 if keep else base.steps) // config.controller.interval
+    if keep:
+        rounds = min(rounds, config.controller.rounds or rounds)
+    elif config.controller.rounds is not None and config.controller.rounds <= rounds:
         rounds = config.controller.rounds
         base = _cut(world, base, rounds * config.controller.interval)
-    first = Controller(config.controller, config.seed, steps_total=base.steps).ask(0)
+    axes = search_axes(config, _names(world), _modules(world))
+    first = Controller(config.controller, config.seed, steps_total=base.steps, axes=axes).ask(0)
     evaluations = rounds * (1 + config.controller.candidates) + (1 + len(first.samples) if first else 0)
     probe = world.items("target", "micro_dev")
     forward = base.forward + evaluations * len(probe)
@@ -137,7 +161,9 @@ def _stages(world: _World) -> list[StagePlan]:
         stages.append(_training(world, "source_adapter", "source", config.train_source))
     if config.adapters.target is None:
         stages.append(_training(world, "target_adapter", "target", config.train_target))
-    stages += [_search(world), _training(world, "finalize", "target", config.finalize)]
+    stages.append(_search(world))
+    if config.finalize.adapter == "fresh":
+        stages.append(_training(world, "finalize", "target", config.finalize))
     test = world.items("target", "test")[: config.evaluate.limit]
     if not test:
         return stages
@@ -146,9 +172,10 @@ def _stages(world: _World) -> list[StagePlan]:
     if "sequential" in config.evaluate.rivals:
         stages.append(_training(world, "rival_sequential", "target", config.train_target))
     systems = 1 + len(config.evaluate.rivals)
-    # Loss and prompt once each; new tokens at most max_new_tokens per example.
-    tokens = systems * (2 * _tokens(test) + len(test) * config.task.max_new_tokens)
-    return [*stages, StagePlan("evaluate", 0, 0, 2 * systems * len(test), 2 * tokens)]
+    # Loss of every example, and a prompt and at most max_new_tokens new tokens of those that are answered.
+    asked = test[: config.evaluate.generation_limit]
+    tokens = systems * (_tokens(test) + _tokens(asked) + len(asked) * config.task.max_new_tokens)
+    return [*stages, StagePlan("evaluate", 0, 0, systems * (len(test) + len(asked)), 2 * tokens)]
 
 
 def _memory(world: _World, parameters: int, trainable: int) -> int:

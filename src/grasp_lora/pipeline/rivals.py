@@ -8,14 +8,15 @@ from pathlib import Path
 from ..adapters.bank import AdapterBank
 from ..adapters.merge import Pair
 from ..adapters.peft_load import AdapterFactors
+from ..adapters.point import MergePoint
 from ..baselines import Judge, Method, MethodContext, SearchRun, find_method
 from ..config import Config
 from ..data import Splits
 from .finalize import FinalResult
-from .stages import Run, content, finalize_stage, search_stage, trained_stage
+from .stages import Run, content, final_stage, finalize_stage, search_stage, trained_stage
 
 # What a search's result holds beside the ratio and its interval, as a method's details.
-_DETAILS = ("rounds", "evaluations", "stop_reason", "diagnostics")
+_DETAILS = ("point", "rounds", "evaluations", "stop_reason", "diagnostics")
 
 
 class Bench:
@@ -34,18 +35,20 @@ class Bench:
         return trained_stage(self._run, name, "target", self._run.config.train_target, start)
 
     def finalize(
-        self, name: str, adapters: Sequence[AdapterFactors], ratio: float,
+        self, name: str, adapters: Sequence[AdapterFactors], where: float | MergePoint,
         *, config: Config | None = None, judge: Judge | None = None,
     ) -> FinalResult:  # fmt: skip
-        """Prune the merge at `ratio` and fine-tune it."""
+        """Prune the merge at a ratio or point and fine-tune it."""
         run = self._run.changed(config=config or self._run.config, judge=judge or self._run.judge)
-        return finalize_stage(run, adapters, ratio, name)
+        return finalize_stage(run, adapters, where, name)
 
-    def search(self, name: str, adapters: Sequence[AdapterFactors], config: Config) -> SearchRun:
-        """Run the controller."""
-        found = search_stage(self._run.changed(config=config), adapters, name)
+    def grasp(self, adapters: Sequence[AdapterFactors], config: Config) -> tuple[SearchRun, FinalResult]:
+        """Run the controller, and the final run at what it learned."""
+        run = self._run.changed(config=config)
+        found = search_stage(run, adapters)
         interval = tuple(found["interval"]) if found["interval"] else None
-        return SearchRun(float(found["p_star"]), interval, {key: found[key] for key in _DETAILS})
+        searched = SearchRun(float(found["p_star"]), interval, {key: found[key] for key in _DETAILS})
+        return searched, final_stage(run, adapters)
 
 
 def context(run: Run, method: Method, adapters: Sequence[AdapterFactors]) -> MethodContext:

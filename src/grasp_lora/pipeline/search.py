@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from ..adapters.inject import Injection
 from ..adapters.peft_load import AdapterFactors
+from ..adapters.point import MergePoint
+from ..config import Config
 from ..controller import Controller, Diagnostic, Estimate
+from ..controller.axes import Axis, merge_point, policy_axes
+from ..controller.presets import chosen_policy
 from ..controller.session import RatioSearch
 from ..training import MaskSelector, Outcome, TrainingLoop
 from ..training.setup import Setup
+from .finalize import FinalResult
 from .stageio import StageIO
 
 
@@ -18,10 +23,13 @@ from .stageio import StageIO
 class SearchResult:
     """What the controller found: the ratio with its interval, what it cost and what to beware of.
 
-    `probe_tokens` went forward only; `evaluations` counts micro-dev evaluations, baselines included.
+    `best` is the whole point (ratio, and strengths where the policy has them), `p_star` its ratio. `probe_tokens` went
+    forward only; `evaluations` counts micro-dev evaluations, baselines included. `final` is the adapter that the search
+    itself has trained at the point it learned, with `finalize.adapter=reuse`.
     """
 
     p_star: float
+    best: MergePoint
     interval: tuple[float, float] | None
     estimate: Estimate
     diagnostics: tuple[Diagnostic, ...]
@@ -30,36 +38,53 @@ class SearchResult:
     probe_tokens: int
     stop_reason: str | None
     outcome: Outcome
+    final: FinalResult | None = None
 
 
 def search(setup: Setup, adapters: Sequence[AdapterFactors], io: StageIO) -> SearchResult:
     """Run the controller on the merge of `adapters` and return the learned ratio (algorithm.md, section 4).
 
-    Uses the target's train and micro_dev splits; dev only where `search.patience` asks for it.
+    Uses the target's train and micro_dev splits; dev only where `search.patience` asks for it, or where the adapter is
+    kept (`finalize.adapter=reuse`), to pick its epoch once the point is settled.
     """
     config = setup.config
+    keep = config.finalize.adapter == "reuse"
     bank = setup.bank(adapters)
     with Injection(setup.base.model, bank.modules) as injection:
         attached = setup.attach(injection, bank)
         probe = setup.evaluator(attached, "micro_dev", batch_size=config.search.eval_batch_size)
         dev = None
-        if config.search.patience is not None:
+        if config.search.patience is not None or (keep and setup.has("dev")):
             dev = setup.evaluator(attached, "dev", batch_size=config.search.eval_batch_size)
         selector = MaskSelector(bank, injection, config.prune, probe)
         items = setup.items("train")
         updates = -(-len(items) // (config.search.batch_size * config.search.accumulation))
         total = config.search.epochs * updates
         seed = config.seed if config.controller.seed is None else config.controller.seed
-        controller = Controller(config.controller, seed, steps_total=total)
-        session = RatioSearch(bank, selector, probe, controller, config.controller, io.record_round)
+        axes = search_axes(config, bank.names, bank.modules)
+        controller = Controller(config.controller, seed, steps_total=total, axes=axes)
+        session = RatioSearch(
+            bank, selector, probe, controller, config.controller, io.record_round,
+            axes=controller.settings.axes, hold_from=total // 2 if keep else None,
+        )  # fmt: skip
         loop = TrainingLoop(
             attached, items, config.search,
             seed=config.seed, dev=dev, callbacks=[session], selector=selector, plumbing=io.plumbing(),
         )  # fmt: skip
+        loop.judging = lambda: session.held or not keep
         with io.running(loop, total):
             outcome = loop.run()
     estimate = controller.estimate()
+    best = merge_point(controller.settings.axes, estimate.best)
+    final = FinalResult(bank, best, bank.density(), (), outcome) if keep else None
     return SearchResult(
-        estimate.p_star, estimate.interval, estimate, tuple(controller.diagnostics()), session.rounds,
-        session.evaluations, probe.token_passes, session.stop_reason, outcome,
+        best.ratio, best, estimate.interval, estimate, tuple(controller.diagnostics()), session.rounds,
+        session.evaluations, probe.token_passes, session.stop_reason, outcome, final,
     )  # fmt: skip
+
+
+def search_axes(config: Config, adapters: Sequence[str], modules: Iterable[str]) -> Callable[[Axis], tuple[Axis, ...]]:
+    """Return how the configured policy's axes follow from the ratio's own, for adapters and modules by name."""
+    types = sorted({module.rpartition(".")[2] for module in modules})
+    policy = chosen_policy(config.controller)
+    return lambda first: policy_axes(policy, config.controller, first, adapters, types, config.prune.scope)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,12 +11,12 @@ from typing import Any
 import safetensors.torch
 
 from ..adapters.bank import AdapterBank
-from ..adapters.merge import Pair
 from ..adapters.peft_load import AdapterFactors
 from ..adapters.peft_save import save_adapter
+from ..adapters.point import MergePoint
 from ..config import Config, ModelConfig, TrainingConfig
 from ..data import Splits
-from ..errors import Interrupted, RunError
+from ..errors import ConfigError, Interrupted, RunError
 from ..runs import (
     Progress,
     RunFolder,
@@ -30,8 +30,7 @@ from ..runs import (
 from ..training import Outcome
 from ..training.setup import Base, Setup
 from .adapters import read_adapter, train_adapter
-from .evaluation import SystemScores, evaluate_system, score_rows, write_predictions
-from .finalize import FinalResult, finalize
+from .finalize import FinalResult, as_point, finalize
 from .models import load_base
 from .search import search
 from .stageio import StageIO
@@ -169,17 +168,22 @@ def all_adapters(run: Run) -> list[AdapterFactors]:
 # --- search and final run ---------------------------------------------------------------------------------------
 
 
-def search_stage(run: Run, adapters: Sequence[AdapterFactors], name: str = "search") -> dict[str, Any]:
+def search_stage(run: Run, adapters: Sequence[AdapterFactors]) -> dict[str, Any]:
     """Learn the ratio, or return what an earlier call learned."""
-    stage = run.folder.stage(name)
+    stage = run.folder.stage("search")
     done = begin(run, stage, **content(adapters))
     if done is not None:
         return done
     run.cut_notes("train", "micro_dev")
     found = search(run.setup, adapters, run.io(stage))
+    if found.final is not None:
+        _save_bank(stage, found.final.bank)
     result = stage.finish(
         {
             "p_star": found.p_star,
+            "point": found.best.to_dict(),
+            "best": list(found.estimate.best),
+            "intervals": [list(pair) for pair in found.estimate.intervals] if found.estimate.intervals else None,
             "interval": list(found.interval) if found.interval else None,
             "rounds": found.rounds,
             "evaluations": found.evaluations,
@@ -193,27 +197,56 @@ def search_stage(run: Run, adapters: Sequence[AdapterFactors], name: str = "sear
     return result
 
 
-def learned_ratio(run: Run) -> float:
-    """Return the ratio of the run's search; raises `RunError` when there was none."""
+def learned_point(run: Run) -> MergePoint:
+    """Return the point of the run's search; raises `RunError` when there was none."""
     done = run.folder.stage("search").done()
     if done is None:
         raise RunError(
             f"no learned ratio in {run.folder.path}: the search is not done. Run `grasp-lora search` first, "
             "or give the ratio with --ratio."
         )
-    return float(done["p_star"])
+    return MergePoint.from_dict(done["point"])
 
 
-def finalize_stage(run: Run, adapters: Sequence[AdapterFactors], ratio: float, name: str = "finalize") -> FinalResult:
-    """Run the final run at `ratio`, or load it when it is done; another ratio than there is a `RunError`."""
+def final_stage(run: Run, adapters: Sequence[AdapterFactors], where: float | MergePoint | None = None) -> FinalResult:
+    """Return the final run at the learned point, or the adapter that the search trained (`finalize.adapter=reuse`).
+
+    Raises `ConfigError` for a ratio that is given although the search's own adapter is to be kept.
+    """
+    if run.config.finalize.adapter == "fresh":
+        return finalize_stage(run, adapters, learned_point(run) if where is None else where)
+    if where is not None:
+        raise ConfigError(
+            "finalize.adapter: reuse keeps what the search trained at its own point, so no ratio can be given. Leave "
+            "--ratio out, or use --set finalize.adapter=fresh."
+        )
+    point = learned_point(run)
+    kept = run.folder.stage("search").path / BANK
+    stage = run.folder.stage("finalize")
+    if begin(run, stage, search=hash_file(kept), **_made_at(point), **content(adapters)) is None:
+        write_bytes_atomic(stage.path / BANK, kept.read_bytes())
+        done = run.folder.stage("search").done() or {}
+        bank = run.setup.bank(adapters)
+        bank.load_state(safetensors.torch.load(kept.read_bytes()))
+        facts = {"ratio": point.ratio, "point": point.to_dict(), "density": bank.density(), "flips": []}
+        stage.finish({**facts, "reused": True, "outcome": done["outcome"]})
+    return load_final(run, adapters, stage)
+
+
+def finalize_stage(
+    run: Run, adapters: Sequence[AdapterFactors], where: float | MergePoint, name: str = "finalize"
+) -> FinalResult:
+    """Run the final run at a ratio or point, or load it when it is done; another point than there is a `RunError`."""
     stage = run.folder.stage(name)
-    if begin(run, stage, ratio=ratio, **content(adapters)) is None:
+    point = as_point(where)
+    if begin(run, stage, **_made_at(point), **content(adapters)) is None:
         run.cut_notes("dev")
-        final = finalize(run.setup, adapters, ratio, run.io(stage))
-        write_bytes_atomic(stage.path / BANK, safetensors.torch.save(_portable_state(final.bank)))
+        final = finalize(run.setup, adapters, point, run.io(stage))
+        _save_bank(stage, final.bank)
         stage.finish(
             {
-                "ratio": ratio,
+                "ratio": point.ratio,
+                "point": point.to_dict(),
                 "density": final.density,
                 "flips": list(final.flips),
                 "probe_tokens": final.probe_tokens,
@@ -243,29 +276,21 @@ def final_content(run: Run) -> dict[str, str]:
 def load_final(run: Run, adapters: Sequence[AdapterFactors], stage: StageFolder) -> FinalResult:
     """Return a finished final run from its folder; raises `RunError` for none, or one of other adapters."""
     done = require_final(run, stage)
-    begin(run, stage, ratio=done["ratio"], **content(adapters))
+    reused = {"search": hash_file(run.folder.stage("search").path / BANK)} if done.get("reused") else {}
+    begin(run, stage, **_made_at(MergePoint.from_dict(done["point"])), **reused, **content(adapters))
     bank = run.setup.bank(adapters)
     bank.load_state(safetensors.torch.load((stage.path / BANK).read_bytes()))
     saved: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in done["outcome"].items()}
     outcome = Outcome(**saved)
-    return FinalResult(bank, float(done["ratio"]), float(done["density"]), tuple(done["flips"]), outcome)
+    return FinalResult(bank, MergePoint.from_dict(done["point"]), float(done["density"]), tuple(done["flips"]), outcome)
 
 
-def _portable_state(bank: AdapterBank) -> dict[str, Any]:
-    return {key: tensor.cpu().contiguous() for key, tensor in bank.state().items()}
+def _made_at(point: MergePoint) -> dict[str, Any]:
+    """Return what a final run's origin says of its point: the ratio, and what else differs from the settings."""
+    plain = MergePoint(point.ratio).to_dict()
+    return {key: value for key, value in point.to_dict().items() if key == "ratio" or value != plain[key]}
 
 
-# --- systems to compare -----------------------------------------------------------------------------------------
-
-
-def evaluate_stage(
-    run: Run, name: str, factors: Callable[[], Mapping[str, Pair]], made_from: Mapping[str, str]
-) -> dict[str, Any]:
-    """Score one system on the test split, once; its predictions are kept beside the scores."""
-    stage = run.folder.stage(f"evaluate_{name}")
-    done = begin(run, stage, **made_from)
-    if done is not None:
-        return done
-    scores: SystemScores = evaluate_system(run.setup, name, factors(), run.io(stage))
-    write_predictions(stage.path / "predictions.jsonl", run.setup.target["test"], scores)
-    return stage.finish({"scores": score_rows(scores.scores), "examples": len(scores.losses)})
+def _save_bank(stage: StageFolder, bank: AdapterBank) -> None:
+    portable = {key: tensor.cpu().contiguous() for key, tensor in bank.state().items()}
+    write_bytes_atomic(stage.path / BANK, safetensors.torch.save(portable))

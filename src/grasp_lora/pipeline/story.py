@@ -35,13 +35,13 @@ from .finalize import FinalResult
 from .keeping import GRASP, Kept, keep
 from .models import location, resolve_device, resolve_dtype
 from .rivals import rival_content, rival_factors, system_factors
+from .scoring import evaluate_stage
 from .stages import (
     Run,
     all_adapters,
     begin,
-    evaluate_stage,
     final_content,
-    finalize_stage,
+    final_stage,
     load_final,
     require_final,
     search_stage,
@@ -162,13 +162,14 @@ def tell(run: Run) -> RunResult:
     """The story itself, on an open run."""
     adapters = all_adapters(run)
     found = search_stage(run, adapters)
-    final = finalize_stage(run, adapters, float(found["p_star"]))
+    final = final_stage(run, adapters)
     scores = evaluate_all(run, adapters, final)
     kept, why = keep(run, adapters, final)
     exported = export_stage(run, kept, scores)
     deployment = deployment_stage(run, exported)
     results = {
         "p_star": found["p_star"],
+        "point": found["point"],
         "interval": found["interval"],
         "density": final.density,
         "search": found,
@@ -249,7 +250,7 @@ def export_stage(run: Run, kept: Kept, scores: Mapping[str, Any]) -> dict[str, A
         "task": f"{run.config.task.name}, {run.config.task.language}",
         "merge rule": run.config.merge.rule,
         "system": kept.name,
-        "prune ratio": f"{kept.ratio:.4f}",
+        "pruned at": kept.point.describe(),
         "importance": f"{run.config.prune.importance}, {run.config.prune.scope}",
         "seed": run.config.seed,
     }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..adapters.bank import AdapterBank
 from ..adapters.inject import ChannelNorms, Injection
 from ..adapters.merge import Pair
+from ..adapters.point import MergePoint
 from ..data import Batch, Encoded, collate, length_sorted_chunks
 from .loss import example_losses
 
@@ -72,13 +73,16 @@ class Evaluator:
         dense = self._bank.dense()
         return self.flat_losses(torch.stack([torch.where(mask, dense, torch.zeros_like(dense)) for mask in masks]))
 
-    def flat_losses(self, flat: Float[Tensor, "c n"]) -> Float64[Tensor, "c m"]:
+    def flat_losses(
+        self, flat: Float[Tensor, "c n"], points: Sequence[MergePoint] | None = None
+    ) -> Float64[Tensor, "c m"]:
         """Return the loss of every example with each row of `flat` in the place of the bank's values, shape (C, m).
 
-        Nothing is written to the bank, so there is nothing to restore.
+        With `points`, every row is merged with its own strength and weights. Nothing is written to the bank, so there
+        is nothing to restore.
         """
         with torch.no_grad():
-            return self._run(self._bank.merged(flat), len(flat), None)
+            return self._run(self._bank.merged(flat, points), len(flat), None)
 
     def bare_losses(self) -> Float64[Tensor, " m"]:
         """Return the loss of every example under the base model alone, shape (m,)."""

@@ -16,13 +16,13 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import safetensors.torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ..errors import RunError
 from .atomic import check_keys, disk_errors, sync_folder, write_bytes_synced
+
+if TYPE_CHECKING:  # torch is imported where tensors are: reading records must not wait for it
+    from torch import Tensor
 
 FORMAT = 1
 _NAME = re.compile(r"(\d{6,})-step(\d+)")
@@ -52,6 +52,8 @@ def save_checkpoint(
     saved counts. Raises `RunError` on a full disk (the checkpoint before stays), `TypeError` for a state
     that is not JSON.
     """
+    import safetensors.torch
+
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}")
     folder = Path(folder)
@@ -140,6 +142,8 @@ def _read(path: Path, notices: tuple[str, ...]) -> Checkpoint:
         raise _Damaged(f"{_TENSORS} does not match its SHA-256")
     if not isinstance(state, dict) or _sha(json.dumps(state, ensure_ascii=False).encode("utf-8")) != expected_state:
         raise _Damaged(f"{_STATE} does not match its SHA-256")
+    import safetensors.torch
+
     return Checkpoint(step, safetensors.torch.load(data), state, notices)
 
 

@@ -15,8 +15,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..config import Config, to_dict
 from .hashing import hash_folder, hash_path, portable
 
@@ -84,6 +82,8 @@ def versions() -> dict[str, str | None]:
 
 def hardware(device: str = "cpu") -> dict[str, Any]:
     """Return processor, cores, threads, memory (bytes), and the GPUs (name, memory in bytes), driver."""
+    import torch  # here, so that commands without a model need not wait for it
+
     found: dict[str, Any] = {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.bank import AdapterBank, CommitReport
+from ..adapters.point import MergePoint
 from .selector import MaskSelector
 
 
@@ -47,13 +48,13 @@ def commit_mask(bank: AdapterBank, kept: Tensor, optimizer: torch.optim.Optimize
 
 
 class FixedRatio:
-    """Prune at one ratio before the first update and hold it: the final run, and pruning baselines.
+    """Prune at one point before the first update and hold it: the final run, and pruning baselines.
 
     `static` keeps the first mask; `dynamic` selects again after every update, pruned entries ranked by their stash.
     """
 
-    def __init__(self, bank: AdapterBank, selector: MaskSelector, ratio: float, *, dynamic: bool) -> None:
-        self._bank, self._selector, self._ratio, self._dynamic = bank, selector, ratio, dynamic
+    def __init__(self, bank: AdapterBank, selector: MaskSelector, point: MergePoint, *, dynamic: bool) -> None:
+        self._bank, self._selector, self._point, self._dynamic = bank, selector, point, dynamic
         self._optimizer: torch.optim.Optimizer | None = None
         self.flips: list[float] = []
 
@@ -62,7 +63,7 @@ class FixedRatio:
         self._optimizer = optimizer
 
     def start(self) -> None:
-        """Prune at the ratio."""
+        """Prune at the point."""
         self._select()
 
     def after_backward(self) -> None:
@@ -78,7 +79,8 @@ class FixedRatio:
         return False
 
     def _select(self) -> float:
-        return commit_mask(self._bank, self._selector.ranking().kept(self._ratio), self._optimizer).flipped
+        kept = self._selector.kept(self._selector.ranking(), self._point)
+        return commit_mask(self._bank, kept, self._optimizer).flipped
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the selector's state and the flips so far."""

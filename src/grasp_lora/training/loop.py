@@ -73,7 +73,7 @@ class Plumbing:
 
 
 class TrainingLoop:
-    """Trains a bank's values with AdamW; callbacks prune, probe and stop."""
+    """Trains a bank's values with AdamW; callbacks prune, probe and stop. Dev judges an epoch only while `judging`."""
 
     def __init__(
         self,
@@ -90,6 +90,7 @@ class TrainingLoop:
         self._model, self._injection, self.bank = attached.model, attached.injection, attached.bank
         self._items, self._config, self._seed, self._pad_id = items, config, seed, attached.pad_id
         self._dev, self._callbacks, self._selector = dev, callbacks, selector
+        self.judging: Callable[[], bool] = lambda: True
         self._io = plumbing or Plumbing()
         self._name = self._io.name
         self.optimizer = torch.optim.AdamW([self.bank.values], lr=config.lr, weight_decay=config.weight_decay)
@@ -203,7 +204,7 @@ class TrainingLoop:
         train_loss = position.loss_sum / len(self._items)
         position.epoch_losses.append(train_loss)
         event: dict[str, Any] = {"epoch": position.epoch, "train_loss": train_loss}
-        if self._dev is not None:
+        if self._dev is not None and self.judging():
             event["dev_loss"] = self._judge(self._dev)
         self._io.log("epoch", event)
         position.epoch, position.update, position.loss_sum = position.epoch + 1, 0, 0.0

@@ -17,6 +17,7 @@ from ..adapters.bank import AdapterBank
 from ..adapters.importance import Sensitivity, activation, magnitude
 from ..adapters.inject import ChannelNorms, Injection
 from ..adapters.masks import Ranking, rank
+from ..adapters.point import MergePoint
 from ..config import PruneConfig
 from ..errors import TrainingError
 from ..probing import Evaluator
@@ -64,6 +65,10 @@ class MaskSelector:
                 "Lower the learning rate or use --set prune.importance=magnitude."
             )
         return rank(scores, self._bank.segments(self._prune.scope))
+
+    def kept(self, ranking: Ranking, point: MergePoint) -> Tensor:
+        """Return the mask of a point, shape (n,): True where an entry is kept."""
+        return ranking.kept(self._bank.ratios(point, self._prune.scope))
 
     def _scores(self) -> Tensor:
         if self._prune.importance == "magnitude":

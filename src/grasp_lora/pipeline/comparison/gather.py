@@ -87,7 +87,9 @@ def _per_example(units: Sequence[Unit]) -> Mapping[str, Values]:
     for unit in units:
         lines = _lines(unit.path / "stages" / f"evaluate_{TEST}" / "predictions.jsonl")
         for metric in [key for key in lines[0] if key not in _TEXT]:
-            found.setdefault(metric, {})[unit.config.seed] = np.array([line[metric] for line in lines], float)
+            found.setdefault(metric, {})[unit.config.seed] = np.array(
+                [line[metric] for line in lines if metric in line], float
+            )  # answers may be fewer than losses
     return found
 
 

@@ -27,8 +27,9 @@ from ..deployment import PeakMemory
 from ..evaluation import split_losses
 from ..models import load_base
 from ..rivals import context, system_factors
+from ..scoring import evaluate_stage
 from ..stageio import StageIO
-from ..stages import Run, adapter_stage, all_adapters, evaluate_stage
+from ..stages import Run, adapter_stage, all_adapters
 from .units import Unit
 
 ATTEMPTS = "attempts.json"
