@@ -463,6 +463,7 @@ def test_bad_settings_stop_before_anything_is_made(changes, kind, message, world
         ({"cells": [{"name": "A cell"}]}, "a name is made of lower-case letters"),
         ({"cells": [{"name": "a", "target": {"tests": "x"}}]}, "compare.cells.0.target.tests"),
         ({"lrs": [0]}, "compare.lrs.0"),
+        ({"cells": [{"name": "a", "langage": "ar"}]}, "'compare.cells.0.langage'. Did you mean 'language'?"),
     ],
 )
 def test_settings_of_the_wrong_form_are_refused(changes, message, world):

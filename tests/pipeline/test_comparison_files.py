@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
 import pytest
 from world import write_rows
 
+from grasp_lora.baselines import METHODS
 from grasp_lora.config import load_config, parse_yaml
 from grasp_lora.pipeline.comparison.units import cells_of, needed_splits, rows_of
 from grasp_lora.report.comparison_page import page
@@ -119,6 +121,17 @@ def test_the_real_cells_are_there():
         for name in needed_splits(cell.config, methods):
             side, split = name.split(".")
             assert Path(getattr(getattr(cell.config.data, side), split)).is_file()
+
+
+def test_the_document_lists_every_method_as_it_is_registered():
+    text = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", text, flags=re.MULTILINE))
+    assert list(rows) == list(METHODS)
+    for name, method in METHODS.items():
+        title, formula, labels, source = rows[name].split(" | ")
+        assert (title, formula) == (method.title, method.formula)
+        assert labels == (", ".join(method.labels) or "none")
+        assert source == "this page" or f"({method.source.partition(',')[0]})" in source
 
 
 # --- the page ---------------------------------------------------------------------------------------------------
