@@ -17,24 +17,25 @@ from typing import Any, TypeAlias
 
 from transformers import PreTrainedModel
 
-from .adapters.bank import AdapterBank
 from .adapters.peft_load import AdapterFactors
 from .adapters.peft_save import save_adapter
 from .adapters.point import MergePoint
+from .baselines import alone
 from .config import Config, TrainingConfig, build_config
 from .data import Example, check_leakage, check_micro_dev, examples_from_records, load_examples
 from .pipeline.accounts import score_table
-from .pipeline.adapters import ALONE, TrainedAdapter, read_adapter
+from .pipeline.adapters import TrainedAdapter, read_adapter
 from .pipeline.adapters import train_adapter as _train_adapter
 from .pipeline.evaluation import SystemScores, evaluate_system
 from .pipeline.export import Exported, export_adapter, model_card
 from .pipeline.finalize import FinalResult
 from .pipeline.finalize import finalize as _finalize
 from .pipeline.models import demo_backbone, fingerprint, freeze
+from .pipeline.rivals import system_factors
 from .pipeline.search import SearchResult
 from .pipeline.search import search as _search
 from .pipeline.stageio import StageIO
-from .pipeline.story import RunResult, grasp_factors, run_pipeline
+from .pipeline.story import RunResult, run_pipeline
 from .runs import Progress
 from .training.setup import Base, Setup
 
@@ -145,10 +146,9 @@ def evaluate(
     if system is None:
         return evaluate_system(work, "zero_shot", {}, StageIO("evaluate", progress=progress), split)
     if isinstance(system, FinalResult):
-        factors = grasp_factors(system)
+        factors = system_factors(system.bank)
     else:
-        bank = AdapterBank(read_adapters(work, [system]), ALONE).to(work.base.device)
-        factors = bank.merged(bank.dense())
+        factors = system_factors(alone(work, read_adapters(work, [system])[0]))
     return evaluate_system(work, "system", factors, StageIO("evaluate", progress=progress), split)
 
 

@@ -6,6 +6,7 @@ Two streams with different names are independent, so adding a consumer never cha
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -47,3 +48,19 @@ def forked_global_state(seed: int, *names: str | int) -> Iterator[None]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive_seed(seed, *names))
         yield
+
+
+@contextmanager
+def forked_numpy_state(seed: int, *names: str | int) -> Iterator[None]:
+    """Run a block under global states of NumPy and `random` seeded from the named stream, and put the old ones back.
+
+    For libraries that draw from them beside the generator they are given.
+    """
+    before = np.random.get_state(), random.getstate()  # noqa: NPY002 - the state in question
+    np.random.seed(derive_seed(seed, *names) % 2**32)  # noqa: NPY002
+    random.seed(derive_seed(seed, *names))
+    try:
+        yield
+    finally:
+        np.random.set_state(before[0])  # noqa: NPY002
+        random.setstate(before[1])

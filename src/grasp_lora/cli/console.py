@@ -67,6 +67,7 @@ def show_result(result: RunResult, as_json: bool) -> None:
         )
     _show_cost(results["cost"])
     _show_deployment(results["deployment"])
+    console.print(f"exported: {system_label(results['kept']['kept'])} ({results['kept']['reason']})", markup=False)
     _show_loading(result)
 
 

@@ -167,8 +167,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score the run's final adapter and its rivals, or any adapter, on the test split."""
+    from ..pipeline.keeping import GRASP
     from ..pipeline.stages import require_final
-    from ..pipeline.story import GRASP, evaluate_finished, evaluate_one
+    from ..pipeline.story import evaluate_finished, evaluate_one
     from .console import show_scores
 
     resolved = read_config(config, sets)
@@ -225,5 +226,5 @@ def export(
     from ..pipeline.story import export_finished
     from .console import show_facts
 
-    stage = _Stage(read_config(config, sets), quiet, overwrite, resume, [], ["export", "deployment"])
+    stage = _Stage(read_config(config, sets), quiet, overwrite, resume, [], ["keep", "export", "deployment"])
     show_facts(stage.run(export_finished, first=require_final), as_json)

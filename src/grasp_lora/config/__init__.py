@@ -1,5 +1,7 @@
 """Settings: what there is (`sections`) and how it is read and written (`files`)."""
 
+from .base import Ratio, Section
+from .compare import CellConfig, CompareConfig, VariantConfig
 from .files import build_config, load_config, parse_overrides, parse_yaml, setting_names, to_dict, to_yaml
 from .sections import (
     METRICS,
@@ -18,12 +20,10 @@ from .sections import (
     ModelConfig,
     Policy,
     PruneConfig,
-    Ratio,
     Rival,
     RunConfig,
     Scope,
     SearchConfig,
-    Section,
     SplitFiles,
     TaskConfig,
     TrackerName,
@@ -32,11 +32,12 @@ from .sections import (
 from .template import template
 
 __all__ = [
-    "METRICS", "AdaptersConfig", "Config", "ControllerConfig", "DataConfig", "EvaluateConfig", "ExportConfig",
+    "METRICS", "AdaptersConfig", "CellConfig", "CompareConfig", "Config", "ControllerConfig", "DataConfig",
+    "EvaluateConfig", "ExportConfig",
     "FinalizeConfig",
     "Importance", "LoraConfig", "MergeConfig", "MergeRule", "MetricName", "ModelConfig", "Policy", "PruneConfig",
     "Ratio", "Rival",
     "RunConfig", "Scope", "SearchConfig", "Section", "SplitFiles", "TaskConfig", "TrackerName",
-    "TrainingConfig",
+    "TrainingConfig", "VariantConfig",
     "build_config", "load_config", "parse_overrides", "parse_yaml", "setting_names", "template", "to_dict", "to_yaml",
 ]  # fmt: skip

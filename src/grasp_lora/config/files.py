@@ -11,14 +11,15 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from ..errors import ConfigError, nearest
-from .sections import Config, Section
+from .base import Section
+from .sections import Config
 
 
 def _yaml() -> YAML:
@@ -91,8 +92,12 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
     """Return the field names of the section that holds the key at `location`."""
     section: type[BaseModel] = Config
     for name in location[:-1]:
-        field = section.model_fields.get(str(name))
+        if isinstance(name, int):  # a place in a list of sections, whose type is known already
+            continue
+        field = section.model_fields.get(name)
         annotation = field.annotation if field else None
+        if get_origin(annotation) is tuple:
+            annotation = get_args(annotation)[0]
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         section = annotation

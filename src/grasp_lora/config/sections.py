@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-
-def _is_ratio(value: float) -> float:
-    if not 0.0 <= value <= 1.0:
-        hint = f"; did you mean {value / 100:g}?" if 1.0 < value <= 100.0 else ""
-        raise ValueError(f"a ratio must lie between 0 and 1{hint}")
-    return value
-
-
-Ratio = Annotated[float, AfterValidator(_is_ratio)]
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Positive = Annotated[float, Field(gt=0.0)]
+from .base import NonNegative, Positive, PositiveInt, Ratio, Section
+from .compare import CompareConfig
 
 MergeRule = Literal["sum_factors", "sum_deltas"]
 Importance = Literal["magnitude", "activation", "sensitivity"]
@@ -27,12 +17,6 @@ METRICS = ("loss", "em", "f1", "rouge", "bleu", "chrf", "bertscore")
 Rival = Literal["zero_shot", "source", "target", "sequential", "merged"]
 TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 MetricName = Literal["loss", "em", "f1", "rouge", "bleu", "chrf", "bertscore"]
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class ModelConfig(Section):
@@ -139,6 +123,9 @@ class FinalizeConfig(TrainingConfig):
     )
     mask: Literal["static", "dynamic"] = Field("static", description="dynamic: selected again after every update")
     importance: Importance | None = Field(None, description="default prune.importance, as in the search")
+    keep: Literal["grasp", "best"] = Field(
+        "grasp", description="what is exported; best: a simple rival instead when its dev loss is lower"
+    )
 
 
 class MergeConfig(Section):
@@ -249,6 +236,7 @@ class Config(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
     run: RunConfig = RunConfig()
+    compare: CompareConfig = CompareConfig()
 
     @model_validator(mode="after")
     def _across_sections(self) -> Self:

@@ -26,8 +26,10 @@ from ..training.setup import Base, Setup
 from .ablation_table import LOSSES, markdown
 from .accounts import cost
 from .checks import required_splits
-from .stages import Run, all_adapters, evaluate_stage, final_content, final_stage, search_stage
-from .story import GRASP, clean_stops, default_folder, grasp_factors, working
+from .keeping import GRASP
+from .scoring import evaluate_stage
+from .stages import Run, all_adapters, final_content, final_stage, search_stage
+from .story import clean_stops, default_folder, grasp_factors, working
 
 
 @dataclass(frozen=True)

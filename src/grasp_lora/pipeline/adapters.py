@@ -11,14 +11,12 @@ from ..adapters.bank import AdapterBank
 from ..adapters.discover import resolve_target_modules
 from ..adapters.inject import Injection
 from ..adapters.peft_load import AdapterFactors, Factor, load_adapter
-from ..config import LoraConfig, MergeConfig, TrainingConfig
+from ..baselines import ALONE
+from ..config import LoraConfig, TrainingConfig
 from ..rng import torch_generator
 from ..training import Outcome, TrainingLoop
 from ..training.setup import Setup
 from .stageio import StageIO
-
-# One adapter alone: its own product, scaling folded in.
-ALONE = MergeConfig(rule="sum_deltas")
 
 
 @dataclass(frozen=True)

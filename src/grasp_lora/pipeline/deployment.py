@@ -84,7 +84,7 @@ def measure_deployment(
     if max(map(max, prompts)) >= len(tokenizer):
         raise ValueError("the prompts hold token ids that the tokenizer does not have")
     device = torch.device(device)
-    memory = _Memory(device)
+    memory = PeakMemory(device)
     start = _now(device)
     model = _load(str(base_path), Path(adapter_dir), device, dtype)
     loaded = _now(device) - start
@@ -170,7 +170,7 @@ def _hardware(device: torch.device) -> str:
     return f"{platform.machine()} cpu, {torch.get_num_threads()} threads"
 
 
-class _Memory:
+class PeakMemory:
     """Peak memory from now on, and what was held before."""
 
     def __init__(self, device: torch.device) -> None:

@@ -84,6 +84,12 @@ def evaluate_system(
     return SystemScores(name, tuple(scores), tuple(losses), tuple(predictions), per_example)
 
 
+def split_losses(setup: Setup, factors: Mapping[str, Pair], split: str, io: StageIO) -> list[float]:
+    """Return the loss of every example of a target split under the base model with `factors` added (none: bare)."""
+    with Injection(setup.base.model, factors) as injection, injection.active(factors):
+        return _losses(setup, split, len(setup.items(split)), io)
+
+
 def _losses(setup: Setup, split: str, count: int, io: StageIO) -> list[float]:
     items = setup.items(split)[:count]
     out = [0.0] * count

@@ -19,13 +19,17 @@ from .stageio import StageIO
 
 @dataclass(frozen=True)
 class FinalResult:
-    """The fine-tuned, pruned merge. `density` is counted on the tensors; `flips` is the share flipped per update."""
+    """The fine-tuned, pruned merge. `density` is counted on the tensors; `flips` is the share flipped per update.
+
+    `probe_tokens` went forward for the first importance statistics.
+    """
 
     bank: AdapterBank
     point: MergePoint
     density: float
     flips: tuple[float, ...]
     outcome: Outcome
+    probe_tokens: int = 0
 
     @property
     def ratio(self) -> float:
@@ -84,7 +88,8 @@ def finalize(
         with io.running(loop, settings.epochs * loop.updates_per_epoch):
             outcome = loop.run()
     flips = tuple(callbacks[0].flips) if callbacks and isinstance(callbacks[0], FixedRatio) else ()
-    return FinalResult(bank, point, bank.density(), flips, outcome)
+    tokens = selector.probe_tokens if selector is not None else 0
+    return FinalResult(bank, point, bank.density(), flips, outcome, tokens)
 
 
 def _prunes(bank: AdapterBank, point: MergePoint, scope: Scope) -> bool:

@@ -29,10 +29,11 @@ class StageIO:
         progress: Progress | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
         checkpoint_every: int = 50,
+        judge: Callable[[int, float], bool] = lambda _epoch, _loss: False,
     ) -> None:
         self.name, self.folder = name, folder
         self.progress: Progress = progress or QuietProgress()
-        self._stop_requested, self._every = stop_requested, checkpoint_every
+        self._stop_requested, self._every, self._judge = stop_requested, checkpoint_every, judge
         self._events: EventLog | None = None
         self._history: EventLog | None = None
         self._task: Task | None = None
@@ -57,6 +58,7 @@ class StageIO:
             save=self._save if self.folder else None,
             poll=self._stop_requested,
             show=self._show,
+            judge=self._judge,
             checkpoint_every=self._every,
         )
 

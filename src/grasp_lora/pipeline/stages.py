@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,10 @@ from typing import Any
 import safetensors.torch
 
 from ..adapters.bank import AdapterBank
-from ..adapters.merge import Pair
 from ..adapters.peft_load import AdapterFactors
 from ..adapters.peft_save import save_adapter
 from ..adapters.point import MergePoint
-from ..config import Config, Rival, TrainingConfig
+from ..config import Config, ModelConfig, TrainingConfig
 from ..data import Splits
 from ..errors import ConfigError, Interrupted, RunError
 from ..runs import (
@@ -29,9 +28,8 @@ from ..runs import (
     write_json_atomic,
 )
 from ..training import Outcome
-from ..training.setup import Setup
-from .adapters import ALONE, read_adapter, train_adapter
-from .evaluation import SystemScores, evaluate_system, score_rows, write_predictions
+from ..training.setup import Base, Setup
+from .adapters import read_adapter, train_adapter
 from .finalize import FinalResult, as_point, finalize
 from .models import load_base
 from .search import search
@@ -51,17 +49,24 @@ class Run:
     splits: Splits
     progress: Progress
     stop_requested: Callable[[], bool] = lambda: False
+    load: Callable[[ModelConfig], Base] = load_base
+    judge: Callable[[int, float], bool] = lambda _epoch, _loss: False
 
     @cached_property
     def setup(self) -> Setup:
         """The base model and every split the configuration names."""
         with self.progress.stage("load base model", None):
-            base = load_base(self.config.model)
+            base = self.load(self.config.model)
         return Setup(self.config, base, self.splits.target, self.splits.source)
+
+    def changed(self, **changes: Any) -> Run:
+        """Return this run with other fields (`config`, `splits`, `judge`), on the same base model and folder."""
+        return replace(self, load=lambda _model: self.setup.base, **changes)
 
     def io(self, stage: StageFolder) -> StageIO:
         """Return the plumbing of a stage in this run's folder."""
-        return StageIO(stage.name, stage.path, self.progress, self.stop_requested, self.config.run.checkpoint_every)
+        every = self.config.run.checkpoint_every
+        return StageIO(stage.name, stage.path, self.progress, self.stop_requested, every, self.judge)
 
     def cut_notes(self, *splits: str, role: str = "target") -> None:
         """Tell how many examples of the splits were cut to fit."""
@@ -247,6 +252,7 @@ def finalize_stage(
                 "density": final.density,
                 "densities": final.bank.densities(),
                 "flips": list(final.flips),
+                "probe_tokens": final.probe_tokens,
                 "outcome": outcome_row(final.outcome),
             }
         )
@@ -291,44 +297,3 @@ def _made_at(point: MergePoint) -> dict[str, Any]:
 def _save_bank(stage: StageFolder, bank: AdapterBank) -> None:
     portable = {key: tensor.cpu().contiguous() for key, tensor in bank.state().items()}
     write_bytes_atomic(stage.path / BANK, safetensors.torch.save(portable))
-
-
-# --- systems to compare -----------------------------------------------------------------------------------------
-
-
-def alone(run: Run, adapter: AdapterFactors) -> Mapping[str, Pair]:
-    """Return the factors of one adapter used by itself."""
-    bank = AdapterBank([adapter], ALONE).to(run.setup.base.device)
-    return bank.merged(bank.dense())
-
-
-def rival_factors(run: Run, rival: Rival, adapters: Sequence[AdapterFactors]) -> Mapping[str, Pair]:
-    """Return the factors of a simple rival, training it first where it needs a run of its own."""
-    if rival == "zero_shot":
-        return {}
-    if rival == "merged":
-        bank = finalize_stage(run, adapters, 0.0, "rival_merged").bank
-        return bank.merged(bank.dense())
-    if rival == "sequential":
-        tuned = trained_stage(run, "rival_sequential", "target", run.config.train_target, adapters[0])
-        return alone(run, tuned)
-    return alone(run, adapters[0 if rival == "source" else 1])
-
-
-def rival_content(rival: Rival, adapters: Sequence[AdapterFactors]) -> dict[str, str]:
-    """Return the hashes of the adapters that a rival is made from."""
-    used = {"zero_shot": (), "source": adapters[:1], "target": adapters[1:2], "sequential": adapters[:1]}
-    return content(used.get(rival, adapters))
-
-
-def evaluate_stage(
-    run: Run, name: str, factors: Callable[[], Mapping[str, Pair]], made_from: Mapping[str, str]
-) -> dict[str, Any]:
-    """Score one system on the test split, once; its predictions are kept beside the scores."""
-    stage = run.folder.stage(f"evaluate_{name}")
-    done = begin(run, stage, **made_from)
-    if done is not None:
-        return done
-    scores: SystemScores = evaluate_system(run.setup, name, factors(), run.io(stage))
-    write_predictions(stage.path / "predictions.jsonl", run.setup.target["test"], scores)
-    return stage.finish({"scores": score_rows(scores.scores), "examples": len(scores.losses)})

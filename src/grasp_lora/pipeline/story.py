@@ -13,6 +13,7 @@ import torch
 
 from ..adapters.merge import Pair
 from ..adapters.peft_load import AdapterFactors
+from ..baselines import alone
 from ..config import Config, load_config, to_yaml
 from ..data import encode_prompts
 from ..errors import ConfigError, Interrupted, RunError, TrainingError
@@ -33,23 +34,21 @@ from .checks import preflight
 from .deployment import measure_deployment
 from .export import export_adapter, export_merged_model, model_card
 from .finalize import FinalResult
+from .keeping import GRASP, Kept, keep
 from .models import location, resolve_device, resolve_dtype
+from .rivals import rival_content, rival_factors, system_factors
+from .scoring import evaluate_stage
 from .stages import (
     Run,
     all_adapters,
-    alone,
     begin,
-    evaluate_stage,
     final_content,
     final_stage,
     load_final,
     require_final,
-    rival_content,
-    rival_factors,
     search_stage,
 )
 
-GRASP = "grasp"
 # Prompts behind the deployment figures.
 _SERVED = 8
 
@@ -70,7 +69,8 @@ def default_folder(config: Config) -> str:
     return config.run.dir or f"runs/{config.task.name}-{config.task.language}-{config.seed}"
 
 
-def _inputs(config: Config) -> dict[str, str | None]:
+def inputs_of(config: Config) -> dict[str, str | None]:
+    """Return the local files and folders, or hub names, that a configuration reads, by role."""
     found: dict[str, str | None] = {"model": location(config.model)}
     for side in ("source", "target"):
         files = getattr(config.data, side)
@@ -86,7 +86,7 @@ def open_folder(config: Config, *, resume: bool, overwrite: bool, command: Seque
     """
     path = default_folder(config)
     device = str(resolve_device(config.model.device))
-    manifest = build_manifest(config, _inputs(config), command=command, device=device)
+    manifest = build_manifest(config, inputs_of(config), command=command, device=device)
     if resume:
         folder = RunFolder.resume(path, to_yaml(config))
         changed = changed_inputs(folder.manifest(), manifest)
@@ -170,7 +170,8 @@ def tell(run: Run) -> RunResult:
     found = search_stage(run, adapters)
     final = final_stage(run, adapters)
     scores = evaluate_all(run, adapters, final)
-    exported = export_stage(run, final, scores)
+    kept, why = keep(run, adapters, final)
+    exported = export_stage(run, kept, scores)
     deployment = deployment_stage(run, exported)
     results = {
         "p_star": found["p_star"],
@@ -180,6 +181,7 @@ def tell(run: Run) -> RunResult:
         "search": found,
         "finalize": run.folder.stage("finalize").done(),
         "systems": scores,
+        "kept": why,
         "export": exported,
         "deployment": deployment,
         "cost": cost(run),
@@ -205,7 +207,7 @@ def evaluate_all(run: Run, adapters: Sequence[AdapterFactors], final: FinalResul
 
 def grasp_factors(final: FinalResult) -> Mapping[str, Pair]:
     """Return the merged factors of a final run."""
-    return final.bank.merged(final.bank.dense() * final.bank.kept)
+    return system_factors(final.bank)
 
 
 def finished(run: Run) -> tuple[list[AdapterFactors], FinalResult]:
@@ -227,18 +229,22 @@ def evaluate_one(run: Run, adapter: str, *, anew: bool = False) -> dict[str, Any
     name = f"adapter-{factors.sha256[:12]}"
     if anew:
         run.folder.stage(f"evaluate_{name}").reset()
-    return {"adapter": evaluate_stage(run, name, lambda: alone(run, factors), {"adapter": factors.sha256})}
+    return {
+        "adapter": evaluate_stage(
+            run, name, lambda: system_factors(alone(run.setup, factors)), {"adapter": factors.sha256}
+        )
+    }
 
 
 def export_finished(run: Run) -> dict[str, Any]:
-    """Export a finished final run; raises `RunError` without one."""
-    _, final = finished(run)
+    """Export a finished final run, or the rival that is kept; raises `RunError` without one."""
+    kept, _ = keep(run, *finished(run))
     stages = run.folder.stages_done()
     systems = [name for name in (*run.config.evaluate.rivals, GRASP) if f"evaluate_{name}" in stages]
-    return export_stage(run, final, {name: stages[f"evaluate_{name}"] for name in systems})
+    return export_stage(run, kept, {name: stages[f"evaluate_{name}"] for name in systems})
 
 
-def export_stage(run: Run, final: FinalResult, scores: Mapping[str, Any]) -> dict[str, Any]:
+def export_stage(run: Run, kept: Kept, scores: Mapping[str, Any]) -> dict[str, Any]:
     """Write the PEFT folder, the sparse file and, if asked, the merged model."""
     stage = run.folder.stage("export")
     done = begin(run, stage, **final_content(run))
@@ -249,13 +255,14 @@ def export_stage(run: Run, final: FinalResult, scores: Mapping[str, Any]) -> dic
         "base model": run.setup.base.name,
         "task": f"{run.config.task.name}, {run.config.task.language}",
         "merge rule": run.config.merge.rule,
-        "pruned at": final.point.describe(),
+        "system": kept.name,
+        "pruned at": kept.point.describe(),
         "importance": f"{run.config.final_importance}, {run.config.prune.scope}",
         "seed": run.config.seed,
     }
     card = model_card(run.setup.base.name, facts, score_table(scores) if scores else "")
     exported = export_adapter(
-        run.setup.base, final.bank, folder, card=card, sparse=run.config.export.sparse, overwrite=True
+        run.setup.base, kept.bank, folder, card=card, sparse=run.config.export.sparse, overwrite=True
     )
     merged = None
     if run.config.export.merged_model:

@@ -35,15 +35,18 @@ def stage_costs(stages: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Any
     """
     rows: dict[str, Any] = {}
     for name, result in stages.items():
-        outcome = (result or {}).get("outcome")
-        if result is None or outcome is None or result.get("reused"):  # a search's own adapter: it paid for it
+        if result is None or result.get("reused"):  # a search's own adapter was paid for by the search
             continue
-        forward = outcome["dev_tokens"] + result.get("probe_tokens", 0)
+        outcome = result.get("outcome") or {}
+        trained = outcome.get("trained_tokens", 0)
+        forward = outcome.get("dev_tokens", 0) + result.get("probe_tokens", 0)
+        if not trained and not forward:
+            continue
         rows[name] = {
-            "optimizer_steps": outcome["steps"],
-            "trained_tokens": outcome["trained_tokens"],
+            "optimizer_steps": outcome.get("steps", 0),
+            "trained_tokens": trained,
             "forward_tokens": forward,
-            "token_passes": 4 * outcome["trained_tokens"] + 2 * forward,
+            "token_passes": 4 * trained + 2 * forward,
         }
     return rows
 

@@ -99,7 +99,7 @@ class RunFolder:
         return cls(path, lock)
 
     @classmethod
-    def resume(cls, path: str | Path, config_yaml: str, ignore: Sequence[str] = ("run",)) -> RunFolder:
+    def resume(cls, path: str | Path, config_yaml: str, ignore: Sequence[str] = ("run", "compare")) -> RunFolder:
         """Go on with an earlier run, with the same configuration.
 
         Settings at or below a dotted name in `ignore` may differ. Raises `RunError` when there is no run,

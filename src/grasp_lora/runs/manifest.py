@@ -22,6 +22,7 @@ FORMAT = 1
 PACKAGES = (
     "grasp-lora", "torch", "transformers", "peft", "accelerate", "safetensors", "numpy", "scipy",
     "tokenizers", "pydantic", "rouge-score", "sacrebleu", "jieba", "bert-score", "bitsandbytes", "torchao",
+    "optuna", "nevergrad",
 )  # fmt: skip
 _PACKAGE_FOLDER = Path(__file__).resolve().parent.parent
 

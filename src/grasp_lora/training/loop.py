@@ -58,13 +58,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Plumbing:
-    """What a loop is called and reports to. `poll` says whether the user asked to stop; `save` keeps a checkpoint."""
+    """What a loop is called and reports to. `poll` says whether the user asked to stop; `save` keeps a checkpoint.
+
+    `judge` is told every epoch's number (from 0) and dev loss; True ends the run there (an optimizer that prunes).
+    """
 
     name: str = "training"
     log: Log = lambda _kind, _values: None
     save: Save | None = None
     poll: Callable[[], bool] = lambda: False
     show: Callable[..., None] = lambda **_values: None
+    judge: Callable[[int, float], bool] = lambda _epoch, _loss: False
     checkpoint_every: int = 50
 
 
@@ -223,6 +227,7 @@ class TrainingLoop:
             position.epochs_since_best += 1
             patience = self._config.patience
             position.stopped = patience is not None and position.epochs_since_best >= patience
+        position.stopped = self._io.judge(position.epoch, loss) or position.stopped
         return loss
 
     def _outcome(self) -> Outcome:

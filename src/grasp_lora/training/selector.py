@@ -38,6 +38,7 @@ class MaskSelector:
         self._norms = ChannelNorms()
         self._sensitivity = Sensitivity(bank) if prune.importance == "sensitivity" else None
         self._selections = 0
+        self.probe_tokens = 0  # what the first statistics cost, in tokens forward
 
     def gathering(self, mask: Tensor) -> AbstractContextManager[None]:
         """Wrap a training forward over a batch with attention mask (B, T)."""
@@ -73,22 +74,28 @@ class MaskSelector:
         if self._prune.importance == "magnitude":
             return magnitude(self._bank)
         assert self._probe is not None  # checked in the constructor
+        before = self._probe.token_passes
+        scores = self._measured(self._probe)
+        self.probe_tokens += self._probe.token_passes - before
+        return scores
+
+    def _measured(self, probe: Evaluator) -> Tensor:
         if self._sensitivity is not None:
             if self._sensitivity.observed == 0:
-                self._probe.accumulate_gradient()
+                probe.accumulate_gradient()
                 self._sensitivity.observe()
                 self._bank.values.grad = None
             return self._sensitivity.scores()
         norms = self._norms
         if self._selections == 0 or not norms.squares:
             norms = ChannelNorms()
-            self._probe.losses(norms=norms)
+            probe.losses(norms=norms)
         return activation(self._bank, norms.norms())
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and plain values for a checkpoint."""
         tensors = {f"norms.{module}": square for module, square in self._norms.squares.items()}
-        plain: dict[str, Any] = {"selections": self._selections}
+        plain: dict[str, Any] = {"selections": self._selections, "probe_tokens": self.probe_tokens}
         if self._sensitivity is not None:
             tensors |= {"mean": self._sensitivity.mean, "deviation": self._sensitivity.deviation}
             plain["observed"] = self._sensitivity.observed
@@ -100,7 +107,7 @@ class MaskSelector:
         self._norms.squares = {
             key.removeprefix("norms."): value.to(device) for key, value in tensors.items() if key.startswith("norms.")
         }
-        self._selections = int(plain["selections"])
+        self._selections, self.probe_tokens = int(plain["selections"]), int(plain["probe_tokens"])
         if self._sensitivity is not None:
             self._sensitivity.mean = tensors["mean"].to(device)
             self._sensitivity.deviation = tensors["deviation"].to(device)

@@ -1,0 +1,180 @@
+"""What a comparison consists of: adapters, and methods x cells x seeds x learning rates, each a run of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ...baselines import METHODS, Method, find_method
+from ...config import CellConfig, Config, DataConfig, SplitFiles, load_config, to_dict, to_yaml
+from ...errors import ConfigError, nearest
+
+Role = Literal["source", "target"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the tables: a method, or a variant of one under other settings."""
+
+    name: str
+    title: str
+    method: Method
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell under one seed: its settings, before adapters and learning rates."""
+
+    name: str
+    seed: int
+    config: Config
+
+    @property
+    def key(self) -> str:
+        """Name of the cell in folder names."""
+        return f"{self.name}.{self.seed}"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One run of the comparison in the folder `path`: training an adapter (`row` None), or a method with one rate.
+
+    `waits` are the keys of the adapters it is made from; `generate` says whether it is scored by generation too.
+    """
+
+    key: str
+    path: Path
+    config: Config
+    cell: str
+    row: str | None = None
+    method: str | None = None
+    role: Role | None = None
+    lr: float | None = None
+    waits: tuple[str, ...] = ()
+    generate: bool = True
+
+    @property
+    def words(self) -> str:
+        """The unit in words, for messages."""
+        what = self.row or f"{self.role} adapter"
+        return f"{self.cell}, seed {self.config.seed}, {what}" + (f", lr {self.lr:g}" if self.lr is not None else "")
+
+
+def rows_of(config: Config) -> list[Row]:
+    """Return the rows of the tables; raises `ConfigError` for an unknown method or reference."""
+    chosen = [find_method(name) for name in config.compare.methods or tuple(METHODS)]
+    rows = [Row(method.name, method.title, method, {}) for method in chosen]
+    for variant in config.compare.variants:
+        if variant.name in METHODS:
+            raise ConfigError(f"compare.variants: '{variant.name}' is the name of a method. Choose another one.")
+        shown = ", ".join(f"{key}={value}" for key, value in variant.set.items())
+        method = find_method(variant.method)
+        rows.append(Row(variant.name, f"{method.title}, {shown}" if shown else method.title, method, variant.set))
+    _require_known("reference", [config.compare.reference], [row.name for row in rows])
+    known = {*METHODS, *(row.name for row in rows)}
+    _require_known("generate", config.compare.generate or (), sorted(known))
+    return rows
+
+
+def _require_known(field: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"compare.{field}: '{name}' is not compared here.{nearest(name, known)} Choose of: {', '.join(known)}."
+            )
+
+
+def cells_of(config: Config, seed: int) -> list[Cell]:
+    """Return the cells under one seed; without `compare.cells` there is one, from the configuration itself."""
+    named = config.compare.cells or (CellConfig(name=f"{config.task.name}-{config.task.language}"),)
+    return [Cell(cell.name, seed, _cell_config(config, cell, seed)) for cell in named]
+
+
+def changed_config(config: Config, settings: Mapping[str, Any]) -> Config:
+    """Return `config` with dotted settings changed; raises `ConfigError` for one that is unknown or out of range."""
+    return load_config(None, [f"{key}={json.dumps(value)}" for key, value in settings.items()], to_dict(config))
+
+
+def _cell_config(config: Config, cell: CellConfig, seed: int) -> Config:
+    settings: dict[str, Any] = {"seed": seed}
+    if cell.task is not None:
+        settings["task.name"] = cell.task
+    if cell.language is not None:
+        settings["task.language"] = cell.language
+    for side, files in (("source", cell.source), ("target", cell.target)):
+        settings |= {f"data.{side}.{split}": _rooted(config.compare.root, path) for split, path in files.items()}
+    # What is compared beside a unit is none of its settings: more methods can join a comparison later.
+    plain = config.model_copy(update={"compare": type(config.compare)(ratio=config.compare.ratio)})
+    return changed_config(plain, settings | dict(cell.set))
+
+
+def _rooted(root: str | None, path: str) -> str:
+    return path if root is None or path.startswith("hf:") else str(Path(root) / path)
+
+
+def adapter_units(folder: Path, cells: Sequence[Cell], rows: Sequence[Row]) -> dict[str, Unit]:
+    """Return the adapters to train, by key; cells with the same source data and settings share the source adapter."""
+    if all(row.method.uses == "none" for row in rows):
+        return {}
+    return {unit.key: unit for cell in cells for unit in _trained(folder, cell)}
+
+
+def _trained(folder: Path, cell: Cell) -> list[Unit]:
+    """Return the adapters of a cell that no folder is given for, named by what they are made from."""
+    roles: tuple[Role, ...] = ("source", "target")
+    units = []
+    for role in roles:
+        if getattr(cell.config.adapters, role) is None:
+            config = _adapter_config(cell.config, role)
+            digest = hashlib.sha256(to_yaml(config).encode("utf-8")).hexdigest()
+            key = f"{role}_adapter.{digest[:12]}.{cell.seed}"
+            units.append(Unit(key, folder / key, _placed(config, folder / key), cell.name, role=role))
+    return units
+
+
+def _adapter_config(config: Config, role: Role) -> Config:
+    """Return the settings that an adapter depends on and no others, so that cells with the same ones share it."""
+    task, data = config.task, DataConfig(fields=config.data.fields, allow_leakage=config.data.allow_leakage)
+    if role == "source":
+        task = task.model_copy(update={"language": task.source_language, "prompt": None, "answer_prefix": None})
+        data = data.model_copy(update={"source": config.data.source})
+    else:
+        own = SplitFiles(train=config.data.target.train, dev=config.data.target.dev)
+        data = data.model_copy(update={"target": own})
+    training = {f"train_{role}": getattr(config, f"train_{role}")}
+    return Config(seed=config.seed, model=config.model, task=task, data=data, lora=config.lora, **training)
+
+
+def method_unit(folder: Path, cell: Cell, row: Row, lr: float | None, generate: bool) -> Unit:
+    """Return one method on one cell with one learning rate (None: it trains nothing)."""
+    key = f"{cell.key}.{row.name}" + (f".lr{lr:g}" if lr is not None else "")
+    settings = dict(row.settings)
+    if lr is not None:
+        settings = {"search.lr": lr, "finalize.lr": lr, "train_target.lr": lr} | settings
+    adapters = [] if row.method.uses == "none" else _trained(folder, cell)
+    for unit in adapters:
+        settings[f"adapters.{unit.role}"] = str(unit.path / "stages" / f"{unit.role}_adapter" / "adapter")
+    waits = tuple(unit.key for unit in adapters)
+    config = _placed(changed_config(cell.config, settings), folder / key)
+    return Unit(key, folder / key, config, cell.name, row.name, row.method.name, None, lr, waits, generate)
+
+
+def _placed(config: Config, path: Path) -> Config:
+    return config.model_copy(update={"run": config.run.model_copy(update={"dir": str(path)})})
+
+
+def needed_splits(config: Config, methods: Sequence[Method]) -> list[str]:
+    """Return the splits that the methods and the adapters they share cannot do without, as `side.name`."""
+    labels = {label for method in methods for label in method.splits(config)}
+    needed = [f"target.{split}" for split in ("train", "dev", "micro_dev") if split in labels]
+    trains = any(method.uses != "none" for method in methods)
+    if config.adapters.source is None and trains:
+        needed.append("source.train")
+    if config.adapters.target is None and trains and "target.train" not in needed:
+        needed.append("target.train")
+    return [*needed, "target.test"]

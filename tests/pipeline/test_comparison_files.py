@@ -1,0 +1,159 @@
+"""The committed comparisons: settings that run, and a page that says what the records say."""
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from world import write_rows
+
+from grasp_lora.baselines import METHODS
+from grasp_lora.config import load_config, parse_yaml
+from grasp_lora.pipeline.comparison.units import cells_of, needed_splits, rows_of
+from grasp_lora.report.comparison_page import page
+from pico import pico_rows
+
+ROOT = Path(__file__).resolve().parents[2]
+SETTINGS = ROOT / "benchmarks" / "compare"
+SHARED = ROOT.parent / "shared"
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_script(module, monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, words)])
+    return module.main()
+
+
+# --- settings ---------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_comparison_names_what_the_script_writes(tmp_path, monkeypatch):
+    module = script("world_files")
+    monkeypatch.setattr(module, "demo_splits", lambda task, *_: {"train": [{"a": task}], "source_dev": []})
+    run_script(module, monkeypatch, "--out", tmp_path, "--languages", "ar")
+    assert (tmp_path / "qa" / "ar" / "train.jsonl").read_text() == '{"a": "qa"}\n'
+    assert {path.name for path in tmp_path.rglob("*.jsonl")} == {"train.jsonl", "source-dev.jsonl"}
+    config = load_config(SETTINGS / "demo.yaml")
+    assert config.compare.reference in {row.name for row in rows_of(config)}
+    (cell,) = cells_of(config, 42)
+    files = [*cell.config.data.source.model_dump().values(), *cell.config.data.target.model_dump().values()]
+    splits = ("source_train", "source_dev", "train", "dev", "micro_dev", "test")
+    assert {path for path in files if path} == {
+        f"runs/world/qa/ar/{script('world_files').file_name(s)}" for s in splits
+    }
+
+
+@pytest.fixture
+def tiny(tmp_path, pico_folder, monkeypatch):
+    """The script for real tasks with one cell, few epochs and the pico model: `tiny(part, ...)` runs it."""
+    module = script("real_comparison")
+    tree = parse_yaml((SETTINGS / "real.yaml").read_text(encoding="utf-8"), "real.yaml")
+    tree["compare"] |= {"cells": tree["compare"]["cells"][:1], "jobs": 1, "lrs": [0.001]}
+    tree["task"] |= {"prompt": "{context} {question}=", "source_prompt": "{context} {question}=", "max_new_tokens": 2}
+    tree["evaluate"] |= {"bootstrap": 20}
+    for stage in ("train_target", "search", "finalize"):
+        tree[stage]["epochs"] = 2
+    tree["controller"] = {"interval": 2, "early_stop": False}
+    changed = tmp_path / "settings"
+    changed.mkdir()
+    (changed / "real.yaml").write_text(json.dumps(tree))
+    (changed / "ablations.yaml").write_text((SETTINGS / "ablations.yaml").read_text())
+    monkeypatch.setattr(module, "SETTINGS", changed)
+    counts = {"ar/train": 6, "ar/dev": 3, "ar/micro_dev": 3, "ar/test": 3, "en/train": 8, "en/dev": 3}
+    for name, count in counts.items():
+        write_rows(tmp_path / "data" / "qa" / f"{name}.jsonl", pico_rows(count, name.replace("/", "")))
+    write_rows(tmp_path / "data" / "qa" / "ar" / "micro_dev_32.jsonl", pico_rows(32, "armicro_dev"))
+
+    def run(part, *words):
+        places = ("--backbone", pico_folder, "--data", tmp_path / "data", "--out", tmp_path / "out")
+        return run_script(module, monkeypatch, part, *places, "--seeds", 42, *words)
+
+    run.out = tmp_path / "out"
+    return run
+
+
+def test_the_real_comparison_runs_and_goes_on(tiny, capsys):
+    assert tiny("main", "--methods", "zero_shot,grasp_default") == 0
+    assert tiny("main", "--methods", "zero_shot,merged,grasp_default") == 0
+    assert "merged, not pruned, fine-tuned" in capsys.readouterr().out
+    records = json.loads((tiny.out / "main" / "results.json").read_text())
+    rows = {row["row"]: row for row in records["cells"][0]["rows"]}
+    # Generation for those that real.yaml lists, and a difference to the recommended method for all others.
+    assert set(rows["zero_shot"]["scores"]) == {"loss", "em", "f1"}
+    assert set(rows["merged"]["against"]) == {"loss", "em", "f1"}
+
+
+def test_the_ablations_run(tiny):
+    assert tiny("ablations") == 0
+    records = json.loads((tiny.out / "ablations" / "results.json").read_text())
+    rows = records["cells"][0]["rows"]
+    assert len(rows) == 9
+    assert all(set(row["scores"]) == {"loss"} for row in rows)
+
+
+def test_micro_dev_is_cut_to_each_size(tiny):
+    assert tiny("micro-dev") == 0
+    records = json.loads((tiny.out / "micro-dev" / "results.json").read_text())
+    sizes = {cell["name"]: cell["rows"][0]["seeds"][0]["cost"]["labels"]["micro_dev"] for cell in records["cells"]}
+    assert sizes == {f"qa-ar-m{size}": size for size in (4, 8, 16, 32)}
+    assert len(records["adapters"]) == 2  # the cells differ in micro-dev only, so they share both adapters
+
+
+def test_a_mistake_is_one_line_and_an_exit_code(tiny, capsys):
+    assert tiny("main", "--methods", "nothing") == 2
+    assert capsys.readouterr().err.startswith("error: compare.methods: unknown method 'nothing'")
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared data")
+def test_the_real_cells_are_there():
+    config = load_config(SETTINGS / "real.yaml", [f"compare.root={SHARED / 'data'}"])
+    methods = [row.method for row in rows_of(config)]
+    for cell in cells_of(config, 42):
+        for name in needed_splits(cell.config, methods):
+            side, split = name.split(".")
+            assert Path(getattr(getattr(cell.config.data, side), split)).is_file()
+
+
+def test_the_document_lists_every_method_as_it_is_registered():
+    text = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", text, flags=re.MULTILINE))
+    assert list(rows) == list(METHODS)
+    for name, method in METHODS.items():
+        title, formula, labels, source = rows[name].split(" | ")
+        assert (title, formula) == (method.title, method.formula)
+        assert labels == (", ".join(method.labels) or "none")
+        assert source == "this page" or f"({method.source.partition(',')[0]})" in source
+
+
+# --- the page ---------------------------------------------------------------------------------------------------
+
+
+def committed():
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(SETTINGS.glob("*.json"))}
+
+
+def test_the_page_is_what_the_records_say(monkeypatch, tmp_path, capsys):
+    module = script("results_page")
+    assert run_script(module, monkeypatch, "--check") == 0
+    monkeypatch.setattr(module, "DOCS", tmp_path)
+    assert run_script(module, monkeypatch, "--check") == 1
+    assert "python scripts/results_page.py" in capsys.readouterr().err
+    assert run_script(module, monkeypatch) == 0
+    assert (tmp_path / "results.md").read_text(encoding="utf-8") == page(committed(), module.TITLES)
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {f"compare-{name}" for name in committed()}
+
+
+def test_committed_records_name_no_place_of_a_machine():
+    for record in committed().values():
+        text = json.dumps(record)
+        assert not any(start in text for start in ('"/', "/tmp/", "/home/", "/work/", "/root/"))
+        assert record["failed"] == []
