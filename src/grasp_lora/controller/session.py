@@ -19,6 +19,8 @@ from .controller import Controller, Decision, Proposal
 
 Record = Callable[[dict[str, Any]], None]
 RATIO_ONLY = ratio_axis(0.0, 1.0, 0.0)
+OVERFIT = 2.0
+RISING = "the micro-dev loss rises above its lowest: from here on probes would judge an overfitted merge"
 
 
 class RatioSearch:
@@ -50,6 +52,8 @@ class RatioSearch:
         self._optimizer: torch.optim.Optimizer | None = None
         self._first_ranking: Ranking | None = None
         self._recent: list[float] = []  # training losses since the last round
+        self._lowest: list[float] | None = None  # per-example losses of the best baseline so far
+        self._rises = False
         self.rounds = 0
         self.evaluations = 0
         self.stop_reason: str | None = None
@@ -87,7 +91,8 @@ class RatioSearch:
         self._round(self.rounds, step)
         if self._config.rounds is not None and self.rounds >= self._config.rounds:
             return self._answer(f"all {self.rounds} rounds are done")
-        return self._answer(self.controller.should_stop() or ("half of the epochs are done" if last else None))
+        why = self.controller.should_stop() or (RISING if self._rises else None)
+        return self._answer(why or ("half of the epochs are done" if last else None))
 
     def _answer(self, reason: str | None) -> bool:
         """End the search for a reason (None: it goes on); True when the run ends with it."""
@@ -111,6 +116,7 @@ class RatioSearch:
         probed = time.perf_counter()
         self.evaluations += len(losses)
         decision = self.controller.tell(proposal, losses[0].numpy(), losses[1:].numpy())
+        self._rises = self._overfits(losses[0])
         if step:
             self.controller.observe(micro=float(losses[0].mean()))
         report = self._commit(ranking, decision)
@@ -121,6 +127,20 @@ class RatioSearch:
         }
         row = _row(step, proposal, losses, decision, report, self._bank.density())
         self._record(row | self._coordinates(proposal, decision) | {"time": times})
+
+    def _overfits(self, baseline: Tensor) -> bool:
+        """Return whether the micro-dev loss has risen above its lowest by OVERFIT standard errors of the difference.
+
+        From there on a smaller or sparser merge looks better because it undoes the overfitting, which the final run
+        avoids by its own means: dev picks its epoch.
+        """
+        if self._released or not self._config.early_stop:
+            return False
+        if self._lowest is None or float(baseline.mean()) < sum(self._lowest) / len(self._lowest):
+            self._lowest = baseline.tolist()
+            return False
+        rise = baseline - torch.tensor(self._lowest, dtype=baseline.dtype)
+        return len(rise) > 1 and float(rise.mean()) > OVERFIT * float(rise.std()) / len(rise) ** 0.5
 
     def _losses(self, ranking: Ranking, proposal: Proposal) -> Tensor:
         """Return the losses (1 + C, m) of the committed state and of every candidate, in one pass."""
@@ -175,6 +195,8 @@ class RatioSearch:
             "probe_tokens": self._probe.token_passes,
             "stop_reason": self.stop_reason,
             "held": self.held,
+            "lowest": self._lowest,
+            "rises": self._rises,
             "recent": list(self._recent),
             "sizes": list(self._first_ranking.sizes) if self._first_ranking else None,
         }
@@ -186,7 +208,7 @@ class RatioSearch:
         self.controller.load_state_dict(plain["controller"])
         self.rounds, self.evaluations = int(plain["rounds"]), int(plain["evaluations"])
         self._probe.token_passes, self.stop_reason = int(plain["probe_tokens"]), plain["stop_reason"]
-        self.held = bool(plain["held"])
+        self.held, self._lowest, self._rises = bool(plain["held"]), plain["lowest"], bool(plain["rises"])
         self._recent = [float(loss) for loss in plain["recent"]]
         if plain["sizes"] is not None:
             self._first_ranking = Ranking(tensors["ranks"].to(self._bank.values.device), tuple(plain["sizes"]))
