@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import GraspError
-from . import controller, data, stages, story
+from . import controller, data, report, stages, story
 from .options import out
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 app.add_typer(story.app)
 app.add_typer(stages.app)
+app.add_typer(report.app)
 app.add_typer(controller.app)
 app.add_typer(data.app, name="data", help="Prepare data.")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -14,18 +16,13 @@ from ..pipeline.accounts import score_cell
 from ..pipeline.checks import Finding
 from ..pipeline.plan import Plan
 from ..pipeline.story import RunResult
+from ..report import Report
+from ..report.labels import system_label
+from ..report.state import read_state
+from ..report.watch import view, watch
 from .tables import console as _console
 from .tables import print_json
 from .tables import table as _table
-
-LABELS = {
-    "zero_shot": "zero shot",
-    "source": "source adapter only",
-    "target": "target adapter only",
-    "sequential": "target fine-tuned from source",
-    "merged": "merged, not pruned",
-    "grasp": "GRASP",
-}
 
 
 def score_rows(scores: Mapping[str, Any]) -> Table:
@@ -34,7 +31,7 @@ def score_rows(scores: Mapping[str, Any]) -> Table:
     rows = []
     for system, found in scores.items():
         by_name = {row["name"]: row for row in found["scores"]}
-        rows.append([LABELS.get(system, system), *(score_cell(by_name.get(name)) for name in names)])
+        rows.append([system_label(system), *(score_cell(by_name.get(name)) for name in names)])
     return _table(["system", *names], rows)
 
 
@@ -186,3 +183,32 @@ def show_plan(plan: Plan, as_json: bool) -> None:
     )
     for warning in plan.warnings:
         console.print(f"warning: {warning}", markup=False)
+
+
+def show_report(report: Report, as_json: bool) -> None:
+    """Print the verdicts of a report and where it was written."""
+    if as_json:
+        print_json({"html": str(report.html), "markdown": str(report.markdown), **report.summary})
+        return
+    console = _console()
+    for run in report.summary["runs"]:
+        console.print(f"{run['run']}: {run['verdict']['sentence']}", markup=False)
+        for line in run["missing"]:
+            console.print(f"  missing: {line}", markup=False)
+    if report.summary["comparison"] is not None:
+        console.print(report.summary["comparison"], markup=False)
+    console.print(f"{report.html}, {report.markdown}", markup=False)
+
+
+def show_state(run: Path, as_json: bool) -> None:
+    """Print where a run stands."""
+    state = read_state(run)
+    if as_json:
+        print_json(state.to_dict())
+        return
+    _console().print(view(state, time.time()))
+
+
+def follow(run: Path) -> None:
+    """Show a run until it ends."""
+    watch(run, _console())

@@ -66,6 +66,7 @@ class StageIO:
         try:
             if self.folder is not None:
                 self._restore(loop, self.folder)
+            self._log_start(total)
             with self.progress.stage(self.name.replace("_", " "), total) as task:
                 self._task = task
                 task.advance(loop.position.step)
@@ -76,6 +77,11 @@ class StageIO:
                 if log is not None:
                     log.close()
             self._events = self._history = None
+
+    def _log_start(self, total: int) -> None:
+        """Say once, before the first step, how many there will be at most, for who follows the log."""
+        if self._events is not None and self._events.next_seq == 0:
+            self._events.write("start", {"steps": total})
 
     def _restore(self, loop: TrainingLoop, folder: Path) -> None:
         checkpoint = load_checkpoint(self._checkpoints)

@@ -180,6 +180,7 @@ def search_stage(run: Run, adapters: Sequence[AdapterFactors]) -> dict[str, Any]
             "best": list(found.estimate.best),
             "intervals": [list(pair) for pair in found.estimate.intervals] if found.estimate.intervals else None,
             "interval": list(found.interval) if found.interval else None,
+            "estimate": found.estimate.to_dict(),
             "rounds": found.rounds,
             "evaluations": found.evaluations,
             "probe_tokens": found.probe_tokens,
@@ -224,7 +225,7 @@ def final_stage(run: Run, adapters: Sequence[AdapterFactors], where: float | Mer
         bank = run.setup.bank(adapters)
         bank.load_state(safetensors.torch.load(kept.read_bytes()))
         facts = {"ratio": point.ratio, "point": point.to_dict(), "density": bank.density(), "flips": []}
-        stage.finish({**facts, "reused": True, "outcome": done["outcome"]})
+        stage.finish({**facts, "densities": bank.densities(), "reused": True, "outcome": done["outcome"]})
     return load_final(run, adapters, stage)
 
 
@@ -243,6 +244,7 @@ def finalize_stage(
                 "ratio": point.ratio,
                 "point": point.to_dict(),
                 "density": final.density,
+                "densities": final.bank.densities(),
                 "flips": list(final.flips),
                 "outcome": outcome_row(final.outcome),
             }

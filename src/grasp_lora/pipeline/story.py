@@ -260,6 +260,7 @@ def export_stage(run: Run, final: FinalResult, scores: Mapping[str, Any]) -> dic
             "rank": exported.rank,
             "density_before_summing": exported.density_before,
             "density_after_summing": exported.density_after,
+            "densities_after_summing": dict(exported.densities_after),
             "adapter_bytes": exported.adapter_bytes,
             "sparse": _relative(run, exported.sparse),
             "sparse_bytes": exported.sparse_bytes,
