@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, get_args
 
 import typer
 
@@ -50,12 +50,14 @@ def out(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def read_config(
-    file: Path | None, sets: list[str] | None, base: dict[str, Any] | None = None, report_to: list[str] | None = None
-) -> Config:
-    """Return the resolved configuration: `base`, the file, the --set pairs, the --report-to trackers."""
-    trackers = [f"run.report_to=[{','.join(report_to)}]"] if report_to else []
-    return load_config(file, [*(sets or ()), *trackers], base)
+def read_config(file: Path | None, sets: list[str] | None, report_to: list[str] | None = None) -> Config:
+    """Return the resolved configuration: the file, the --set pairs, the --report-to trackers."""
+    return load_config(file, settings(sets, report_to))
+
+
+def settings(sets: list[str] | None, report_to: list[str] | None) -> list[str]:
+    """Return the --set pairs with that of the --report-to trackers, if any."""
+    return [*(sets or ()), *([f"run.report_to=[{','.join(report_to)}]"] if report_to else ())]
 
 
 def shown(config: Config, wanted: bool, as_json: bool) -> bool:
