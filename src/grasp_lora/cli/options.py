@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -33,9 +33,9 @@ def out(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def read_config(file: Path | None, sets: list[str] | None, base: dict[str, Any] | None = None) -> Config:
-    """Return the resolved configuration: `base`, the file, the --set pairs."""
-    return load_config(file, sets or (), base)
+def read_config(file: Path | None, sets: list[str] | None) -> Config:
+    """Return the resolved configuration: the file, then the --set pairs."""
+    return load_config(file, sets or ())
 
 
 def shown(config: Config, wanted: bool) -> bool:

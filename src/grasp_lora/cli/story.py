@@ -63,7 +63,7 @@ def demo(
     from ..runs import make_progress
     from .console import show_result
 
-    resolved = read_config(None, sets, demo_config())
+    resolved = demo_config(sets or ())
     if shown(resolved, print_config):
         return
     prepare_demo_data(resolved)

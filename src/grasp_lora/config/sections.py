@@ -137,6 +137,7 @@ class FinalizeConfig(TrainingConfig):
         "fresh", description="reuse: keep what the search trained and go on there at the learned point, no second run"
     )
     mask: Literal["static", "dynamic"] = Field("static", description="dynamic: selected again after every update")
+    importance: Importance | None = Field(None, description="default prune.importance, as in the search")
 
 
 class MergeConfig(Section):
@@ -253,4 +254,13 @@ class Config(Section):
         expected = 2 + len(self.adapters.others)
         if weights is not None and len(weights) != expected:
             raise ValueError(f"merge.weights needs one number per adapter ({expected}), got {len(weights)}")
+        if self.finalize.adapter == "reuse" and self.final_importance != self.prune.importance:
+            raise ValueError(
+                "finalize.importance has no effect with finalize.adapter=reuse, which keeps the search's mask"
+            )
         return self
+
+    @property
+    def final_importance(self) -> Importance:
+        """The importance of the final run: the search's, unless `finalize.importance` says otherwise."""
+        return self.finalize.importance or self.prune.importance

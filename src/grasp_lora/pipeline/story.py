@@ -244,7 +244,7 @@ def export_stage(run: Run, final: FinalResult, scores: Mapping[str, Any]) -> dic
         "task": f"{run.config.task.name}, {run.config.task.language}",
         "merge rule": run.config.merge.rule,
         "pruned at": final.point.describe(),
-        "importance": f"{run.config.prune.importance}, {run.config.prune.scope}",
+        "importance": f"{run.config.final_importance}, {run.config.prune.scope}",
         "seed": run.config.seed,
     }
     card = model_card(run.setup.base.name, facts, score_table(scores) if scores else "")
