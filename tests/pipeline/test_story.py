@@ -274,7 +274,7 @@ def test_a_report_of_a_real_run_lacks_nothing(done, three, tmp_path):
         assert record.missing == ()
         content = run_content(record, "run1", "run")
         assert [section.key for section in content.sections] == [
-            "scores", "ratio", "diagnostics", "masks", "losses", "examples", "cost", "provenance",
+            "scores", "learned", "diagnostics", "masks", "losses", "examples", "cost", "provenance",
         ]  # fmt: skip
         assert len(content.comparisons) == len(result.results["systems"]) - 1
         written = write_report([result.folder], tmp_path / f"{index}.html", zoom=False)
