@@ -22,17 +22,22 @@ from typing import Any, cast
 
 import numpy as np
 from controller_rivals import CANDIDATES, Job, Way, ways
+from numpy.typing import NDArray
 
 import grasp_lora.controller
 from grasp_lora.controller.families import FAMILIES, Split, member
+from grasp_lora.controller.landscape import Landscape
 from grasp_lora.controller.slices import read_landscape
-from grasp_lora.errors import GraspError
+from grasp_lora.errors import GraspError, MissingExtraError
 from grasp_lora.runs import hash_file, hash_folder, portable, read_json, write_json_atomic
 from grasp_lora.runs.manifest import versions
 
 SLOW = "Optuna GP"
 REFERENCES = ("default", "default, no early stop")
-Records = dict[str, dict[str, list[dict[str, Any]]]]
+Vector = NDArray[np.float64]
+Columns = dict[str, list[Any]]
+Records = dict[str, dict[str, Columns]]
+"""By way and group, one value per seed: regret (nats), evaluations, covered, width (absent without an interval)."""
 
 
 def groups(given: argparse.Namespace) -> dict[str, list[Job]]:
@@ -41,7 +46,10 @@ def groups(given: argparse.Namespace) -> dict[str, list[Job]]:
         split = cast(Split, given.families)
         return {name: [(member(name, split, k), k) for k in range(given.seeds)] for name in FAMILIES}
     lands = [read_landscape(path) for path in given.landscape]
-    return {land.name: [(land, seed) for seed in range(given.seeds)] for land in lands}
+    flat = [land for land in lands if isinstance(land, Landscape)]
+    if len(flat) < len(lands):
+        raise SystemExit("the rivals choose a ratio only: give landscapes of one dimension")
+    return {land.name: [(land, seed) for seed in range(given.seeds)] for land in flat}
 
 
 def measure(found: Mapping[str, Way], jobs: Mapping[str, Sequence[Job]], slow: int, workers: int) -> dict[str, Any]:
@@ -52,10 +60,22 @@ def measure(found: Mapping[str, Way], jobs: Mapping[str, Sequence[Job]], slow: i
         for name, way in found.items():
             start = time.perf_counter()
             most = slow if name.startswith(SLOW) else None
-            records[name] = {group: list(pool.map(way, rows[:most], chunksize=2)) for group, rows in jobs.items()}
+            records[name] = {
+                group: columns(list(pool.map(way, rows[:most], chunksize=2))) for group, rows in jobs.items()
+            }
             seconds[name] = round(time.perf_counter() - start, 1)
             sys.stderr.write(f"{name}: {seconds[name]} s\n")
     return {"records": records, "seconds": seconds}
+
+
+def columns(rows: Sequence[Mapping[str, Any]]) -> Columns:
+    """Return rows of one group as columns, numbers to a ten-millionth; what is unknown in every row is left out."""
+    found = {key: [row[key] for row in rows] for key in rows[0]}
+    return {
+        key: [round(value, 7) if isinstance(value, float) else value for value in values]
+        for key, values in found.items()
+        if any(value is not None for value in values)
+    }
 
 
 def describe(given: argparse.Namespace) -> dict[str, Any]:
@@ -83,32 +103,31 @@ def _optuna_version() -> str | None:
 # --- tables -----------------------------------------------------------------------------------------------------
 
 
-def _column(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    return np.array([row[key] for row in rows], dtype=float)
+def _column(group: Columns, key: str) -> Vector:
+    return np.array(group[key], dtype=float)
 
 
-def mean_of_groups(parts: Sequence[np.ndarray[Any, Any]]) -> tuple[float, float]:
+def mean_of_groups(parts: Sequence[Vector]) -> tuple[float, float]:
     """Return the mean over groups of the group means, and its standard error."""
     errors = [part.std(ddof=1) / np.sqrt(len(part)) if len(part) > 1 else np.nan for part in parts]
     return float(np.mean([part.mean() for part in parts])), float(np.sqrt(np.sum(np.square(errors)))) / len(parts)
 
 
-def _ahead(records: Records, name: str, reference: str) -> str:
-    """Return rival less reference on the same slices: mean difference and its standard error, in 1e-5 nats."""
+def _less(records: Records, name: str, reference: str) -> str:
+    """Return the mean difference to the reference on the same slices and its standard error, in 1e-5 nats."""
     if name == reference:
         return "-"
     pairs = [
-        _column(rows, "regret") - _column(records[reference][group][: len(rows)], "regret")
-        for group, rows in records[name].items()
+        (_column(own, "regret"), _column(records[reference][group], "regret")) for group, own in records[name].items()
     ]
-    mean, error = mean_of_groups(pairs)
+    mean, error = mean_of_groups([own - other[: len(own)] for own, other in pairs])
     return f"{1e5 * mean:+.0f} ± {1e5 * error:.0f}"
 
 
-def _per_group(records: Sequence[Sequence[Mapping[str, Any]]], key: str) -> str:
-    if any(row[key] is None for rows in records for row in rows):
+def _per_group(by_group: Mapping[str, Columns], key: str) -> str:
+    if any(key not in group for group in by_group.values()):
         return "-"
-    return " / ".join(f"{_column(rows, key).mean():.2f}" for rows in records)
+    return " / ".join(f"{_column(group, key).mean():.2f}" for group in by_group.values())
 
 
 def table(saved: Mapping[str, Any]) -> str:
@@ -118,12 +137,12 @@ def table(saved: Mapping[str, Any]) -> str:
     head = ["way", "n", *names, "mean ± s.e.", *(f"less {r}" for r in REFERENCES), "evaluations", "coverage", "width"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
     for name, by_group in records.items():
-        regrets = [_column(rows, "regret") for rows in by_group.values()]
+        regrets = [_column(group, "regret") for group in by_group.values()]
         mean, error = mean_of_groups(regrets)
-        spent = np.mean([_column(rows, "evaluations").mean() for rows in by_group.values()])
+        spent = np.mean([_column(group, "evaluations").mean() for group in by_group.values()])
         cells = [name, str(len(regrets[0])), *(f"{1e5 * part.mean():.0f}" for part in regrets)]
-        cells += [f"{1e5 * mean:.0f} ± {1e5 * error:.0f}", *(_ahead(records, name, r) for r in REFERENCES)]
-        cells += [f"{spent:.0f}", *(_per_group(list(by_group.values()), key) for key in ("covered", "width"))]
+        cells += [f"{1e5 * mean:.0f} ± {1e5 * error:.0f}", *(_less(records, name, r) for r in REFERENCES)]
+        cells += [f"{spent:.0f}", *(_per_group(by_group, key) for key in ("covered", "width"))]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -153,6 +172,8 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
     left_out = "Optuna" if given.without_optuna else SLOW
     some = given.without_optuna or not given.slow_seeds
     found = {name: way for name, way in ways(given.rounds).items() if not (some and name.startswith(left_out))}
+    if any("Optuna" in name for name in found) and _optuna_version() is None:
+        raise MissingExtraError("optuna", "baselines", "comparing with Optuna's samplers (or add --without-optuna)")
     saved = {**describe(given), **measure(found, groups(given), given.slow_seeds, given.workers)}
     if given.out:
         write_json_atomic(given.out, saved, indent=None)

@@ -28,6 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from grasp_lora.data.world import LANGUAGES, Language, pretraining_text
 from grasp_lora.rng import derive_seed, torch_generator
+from grasp_lora.runs import hash_file
 
 PAD, BOS, EOS = 0, 1, 2
 SPECIALS = ["<pad>", "<bos>", "<eos>"]
@@ -217,6 +218,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, record: di
     out.mkdir(parents=True, exist_ok=True)
     model.bfloat16().save_pretrained(out)
     tokenizer.save_pretrained(out)
+    record["files"] = {path.name: hash_file(path) for path in sorted(out.iterdir()) if path.name != "provenance.json"}
     (out / "provenance.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 

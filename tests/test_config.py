@@ -213,3 +213,11 @@ def test_an_override_may_hold_equals_signs_and_blanks():
 def test_every_default_is_valid_and_every_section_has_a_docstring():
     assert build_config(to_dict(Config())) == Config()
     assert all(section.__doc__ for _, section in SECTIONS)
+
+
+def test_the_final_run_ranks_as_the_search_unless_told_otherwise():
+    config = build_config({"prune": {"importance": "sensitivity"}})
+    assert config.final_importance == "sensitivity"
+    assert build_config({"finalize": {"importance": "activation"}}).final_importance == "activation"
+    with pytest.raises(ConfigError, match="finalize.importance has no effect with finalize.adapter=reuse"):
+        build_config({"finalize": {"importance": "activation", "adapter": "reuse"}})

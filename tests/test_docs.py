@@ -121,7 +121,7 @@ def commands_in_sentences() -> list[tuple[str, str]]:
 def resolve(words: list[str]) -> tuple[Any, list[str]]:
     """The command that the words name, and the words behind its name."""
     command: Any = typer.main.get_command(app)
-    while hasattr(command, "commands"):
+    while hasattr(command, "commands") and not (words and words[0].startswith("-")):
         assert words, f"{command.name} needs a command: {', '.join(command.commands)}"
         assert words[0] in command.commands, f"no command {words[0]}"
         command, words = command.commands[words[0]], words[1:]

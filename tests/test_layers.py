@@ -14,6 +14,7 @@ LAYERS = [
     {"__main__"},
     {"cli"},
     {"__init__"},
+    {"integrations"},
     {"api"},
     {"pipeline"},
     {"report"},

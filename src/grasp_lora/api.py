@@ -53,7 +53,7 @@ def setup(
     model: PreTrainedModel,
     tokenizer: Any,
     *,
-    train: Rows,
+    train: Rows | None = None,
     micro_dev: Rows | None = None,
     dev: Rows | None = None,
     test: Rows | None = None,
@@ -87,7 +87,8 @@ def _examples(rows: Rows, config: Config, origin: str) -> list[Example]:
     return examples_from_records(rows, config.task.name, config.data.fields, origin)
 
 
-def _factors(work: Setup, adapters: Sequence[AnyAdapter]) -> list[AdapterFactors]:
+def read_adapters(work: Setup, adapters: Sequence[AnyAdapter]) -> list[AdapterFactors]:
+    """Return adapters, however they were given, as numbers; raises `AdapterError` for one that does not fit."""
     out = []
     for index, adapter in enumerate(adapters):
         if isinstance(adapter, TrainedAdapter):
@@ -107,13 +108,13 @@ def train_adapter(
     With `start`, that adapter is fine-tuned further, which is the sequential rival of every merge.
     """
     training: TrainingConfig = work.config.train_source if role == "source" else work.config.train_target
-    begin = _factors(work, [start])[0] if start is not None else None
+    begin = read_adapters(work, [start])[0] if start is not None else None
     return _train_adapter(work, role, training, StageIO(f"{role}_adapter", progress=progress), begin)
 
 
 def search(work: Setup, adapters: Sequence[AnyAdapter], *, progress: Progress | None = None) -> SearchResult:
     """Learn the prune ratio of the merge of `adapters` (PEFT folders, hub ids or adapters trained here)."""
-    return _search(work, _factors(work, adapters), StageIO("search", progress=progress))
+    return _search(work, read_adapters(work, adapters), StageIO("search", progress=progress))
 
 
 def finalize(
@@ -131,7 +132,7 @@ def finalize(
         if where.final is not None:
             return where.final
         where = where.best
-    return _finalize(work, _factors(work, adapters), where, StageIO("finalize", progress=progress))
+    return _finalize(work, read_adapters(work, adapters), where, StageIO("finalize", progress=progress))
 
 
 def evaluate(
@@ -147,7 +148,7 @@ def evaluate(
     if isinstance(system, FinalResult):
         factors = system_factors(system.bank)
     else:
-        factors = system_factors(alone(work, _factors(work, [system])[0]))
+        factors = system_factors(alone(work, read_adapters(work, [system])[0]))
     return evaluate_system(work, "system", factors, StageIO("evaluate", progress=progress), split)
 
 

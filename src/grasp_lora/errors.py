@@ -59,9 +59,13 @@ class MissingExtraError(GraspError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
-            f"{purpose} needs the package `{package}`, which is not installed. "
-            f"Install it with: pip install 'grasp-lora[{extra}]'"
+            f"{purpose} needs the package `{package}`, which is not installed. Install it with: {self.command(extra)}"
         )
+
+    @staticmethod
+    def command(extra: str) -> str:
+        """Return what installs an extra."""
+        return f"pip install 'grasp-lora[{extra}]'"
 
 
 class Interrupted(GraspError):  # noqa: N818 - not an error of anybody's: the user pressed Ctrl-C
@@ -70,7 +74,19 @@ class Interrupted(GraspError):  # noqa: N818 - not an error of anybody's: the us
     exit_code = 130
 
 
+def exit_codes() -> dict[int, str]:
+    """Return every exit code with the name of its kind."""
+    return {kind.exit_code: kind.__name__ for kind in GraspError.__subclasses__()}
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the known word closest to `word`, or an empty string when none is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def check_choice(name: str, value: str, known: Iterable[str]) -> None:
+    """Raise `ConfigError` when `value` is none of `known`; `name` is the option or setting."""
+    choices = list(known)
+    if value not in choices:
+        raise ConfigError(f"{name} must be {' or '.join(choices)}, got '{value}'.{nearest(value, choices)}")

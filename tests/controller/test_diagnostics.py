@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tests.controller.test_controller import step, valley
+from tests.controller.test_session import run
 
 from grasp_lora.config import ControllerConfig
-from grasp_lora.controller import Controller, Proposal
+from grasp_lora.controller import Controller, Proposal, resolve
+from grasp_lora.controller.diagnostics import Observations, diagnose, importance_differs
 from grasp_lora.controller.slices import Slice
 
 
@@ -66,6 +68,23 @@ def test_candidates_that_do_not_differ() -> None:
     assert "candidates_alike" in codes(controller)
 
 
+def test_a_group_of_one() -> None:
+    controller = probe(Controller(ControllerConfig(candidates=1, early_stop=False), 0), lambda p: p**2, 2)
+    (found,) = [d for d in controller.diagnostics() if d.code == "candidates_alike"]
+    assert "controller.candidates" in found.advice
+    assert controller.decisions[-1].state_after.mean == controller.decisions[-1].state_before.mean
+    assert "candidates_alike" not in codes(probe(Controller(ControllerConfig(), 0), lambda p: p**2, 6))
+
+
+def test_importance_that_differs_between_search_and_final_run() -> None:
+    assert importance_differs("magnitude", "magnitude") is None
+    found = importance_differs("magnitude", "activation")
+    assert found is not None
+    assert found.code == "importance_differs"
+    assert "learned under importance magnitude and is used under activation" in found.seen
+    assert "finalize.importance" in found.advice
+
+
 def test_mask_thrashing_and_frequent_clearing() -> None:
     controller = probe(Controller(ControllerConfig(), 0), lambda p: p**2, 3)
     for _ in range(4):
@@ -73,6 +92,17 @@ def test_mask_thrashing_and_frequent_clearing() -> None:
     assert not {"mask_thrashing", "optimizer_cleared"} & codes(controller)  # four commits are no habit yet
     controller.observe(flips=0.3, cleared=0.15)
     assert {"mask_thrashing", "optimizer_cleared"} <= codes(controller)
+
+
+def test_commits_that_swing_are_seen_as_thrashing_by_what_they_did_to_the_masks() -> None:
+    def found(commits: dict[int, float]) -> set[str]:
+        _, _, script, _, _, _ = run(commits)
+        seen = Observations(**{k: tuple(v) for k, v in script.seen.items()})
+        return {d.code for d in diagnose(resolve(ControllerConfig()), [], None, None, seen)}
+
+    swinging = {0: 0.1, 1: 0.6, 2: 0.1, 3: 0.6, 4: 0.1}
+    assert found(swinging) == {"mask_thrashing", "optimizer_cleared"}
+    assert found({0: 0.02, 1: 0.04, 2: 0.06, 3: 0.08, 4: 0.1}) == set()
 
 
 def test_micro_dev_unlike_dev_or_first_train_loss() -> None:

@@ -14,7 +14,7 @@ from grasp_lora.pipeline import ablate as module
 from grasp_lora.pipeline.ablate import ABLATIONS, Asked, ablate, cells_of, check_ablations
 from grasp_lora.pipeline.ablation_table import markdown, plot, table_rows
 
-SHORT = {"search__epochs": 1, "controller__interval": 2, "controller__candidates": 2}
+SHORT = {"controller__policy": "ratio", "search__epochs": 1, "controller__interval": 2, "controller__candidates": 2}
 
 
 def read(path):
@@ -35,7 +35,7 @@ def given(world):
 
 def test_cells_vary_one_setting_and_share_what_is_configured(world):
     config = world.config(controller__candidates=3, controller__interval=10)
-    cells = cells_of(config, tuple(ABLATIONS), 2)
+    cells = cells_of(config, tuple(ABLATIONS), 2, examples=16)
     assert len(cells) == 2 * (4 + 6 * 3)
     preset = resolve(config.controller)
     values = {name: [c.value for c in cells if c.ablation == name and c.seed == 42] for name in ABLATIONS}
@@ -45,7 +45,8 @@ def test_cells_vary_one_setting_and_share_what_is_configured(world):
     assert (values["max_step"], values["candidates"]) == ([0.05, 0.1, 1.0], [1, 3, 7])
     assert (values["interval"], values["importance"]) == ([5, 10, 20], ["magnitude", "activation", "sensitivity"])
     shared = [c for c in cells if c.name == "as-set-s43"]
-    assert {c.ablation for c in shared} == set(ABLATIONS) - {"micro_dev_size"}
+    assert {c.ablation for c in shared} == set(ABLATIONS)
+    assert [c.size for c in cells if c.ablation == "micro_dev_size" and c.seed == 42] == [4, 8, None, 32]
     base = build_config(json.loads(shared[0].config.model_dump_json()))
     for cell in cells:
         name = ABLATIONS[cell.ablation].setting
@@ -64,7 +65,7 @@ def test_unknown_ablations_and_no_seed_are_refused(world):
     with pytest.raises(ConfigError, match="Did you mean 'anchor'"):
         check_ablations(["ancor"])
     with pytest.raises(ConfigError, match="--seeds: at least 1"):
-        cells_of(world.config(), ("anchor",), 0)
+        check_ablations(["anchor"], 0)
 
 
 def test_ablations_end_to_end(cli, given):
@@ -173,8 +174,8 @@ def test_a_final_run_may_be_added_later(given):
     assert {k: v for k, v in more.items() if "loss" not in k} == {k: v for k, v in plain.items() if "loss" not in k}
 
 
-def cell(value, seed, p_star, interval, error=None, **more):
-    figures = dict.fromkeys(("dev_loss", "test_loss"))
+def cell(value, seed, p_star, interval, error=None, strength=1.0, **more):
+    figures = {"dev_loss": None, "test_loss": None, "point": {"ratio": p_star, "strength": strength}}
     return {"value": value, "seed": seed, "p_star": p_star, "interval": interval, "rounds": 3, "evaluations": 20,
             "token_passes": 2000, "seconds": 1.25, "error": error, **figures, **more}  # fmt: skip
 
@@ -188,6 +189,9 @@ def test_table_and_plot():
         "5", "2", "0.550 (0.500 to 0.600)", "[0.450, 0.700]", "3.0", "20.0", "2,000", "1.2", "-", "-",
     ]  # fmt: skip
     assert rows[1] == ["20", "1 of 2", "0.000", "-", "3.0", "20.0", "2,000", "-", "-", "1.500"]
+    stronger = [cell(5, 1, 0.5, None, strength=0.5), cell(5, 2, 0.5, None, strength=0.8)]
+    columns, ((*_, strength, _rounds, _evaluations, _passes, _seconds),) = table_rows(stronger)
+    assert (columns[4], strength) == ("strength", "0.650")
     first, second, ruler = plot(cells)
     assert first == " 5 │" + " " * 20 + "─────●────●──────────" + " " * 10 + "│"
     assert second == "20 │●" + " " * 50 + "│"

@@ -74,8 +74,9 @@ def test_simulate_refuses(cli, valley, words, code, message):
     assert message in said.error
 
 
-def test_replay_of_a_run_repeats_its_answer_to_the_bit(cli, world):
-    file = world.file(controller__seed=7, data__micro_dev_size=4)
+@pytest.mark.parametrize("policy", ["ratio", "ratio_strength"])
+def test_replay_of_a_run_repeats_its_answer_to_the_bit(cli, world, policy):
+    file = world.file(controller__seed=7, controller__policy=policy, data__micro_dev_size=4)
     assert cli("search", "--config", file, "--quiet", "--json").code == 0
     folder = world.root / "run"
     result = json.loads((folder / "stages/search/result.json").read_text())
@@ -87,9 +88,13 @@ def test_replay_of_a_run_repeats_its_answer_to_the_bit(cli, world):
         assert run["rounds"] == [{"round": row["round"], **row["after"]} for row in history]
         assert "held fixed" in report["note"]
     said = cli("replay", folder, "--preset", "released")
-    assert "preset released" in said.out
-    assert "held fixed" in said.out
-    assert f"{len(history)} rounds" in said.out
+    if policy == "ratio":
+        assert "preset released" in said.out
+        assert "held fixed" in said.out
+        assert f"{len(history)} rounds" in said.out
+    else:
+        assert said.code == 2
+        assert "learns a ratio only" in said.error
 
 
 def test_replay_refuses(cli, tmp_path):

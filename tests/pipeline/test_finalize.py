@@ -57,6 +57,16 @@ def test_nothing_is_selected_when_nothing_is_pruned():
     run(0.5, counts={"micro_dev": 0})
 
 
+def test_the_final_run_may_rank_by_another_importance_than_the_search():
+    own, _, _ = run(0.45, prune={"importance": "magnitude"}, importance="activation")
+    both, _, _ = run(0.45, prune={"importance": "activation"})
+    plain, _, _ = run(0.45, prune={"importance": "magnitude"})
+    assert torch.equal(own.bank.kept, both.bank.kept)
+    assert not torch.equal(own.bank.kept, plain.bank.kept)
+    with pytest.raises(DataError, match="micro_dev"):
+        run(0.5, importance="activation", counts={"micro_dev": 0})
+
+
 def test_a_static_mask_is_the_one_of_the_untouched_merge():
     final, start, _ = run(0.45)
     assert torch.equal(final.bank.kept, rank(magnitude(start), start.segments("per_tensor")).kept(0.45))

@@ -9,6 +9,7 @@ import torch
 from tests.pico import Recorder, pico_adapter, pico_model, pico_setup
 
 from grasp_lora.adapters.masks import prune_count
+from grasp_lora.controller import Controller
 from grasp_lora.errors import DataError
 from grasp_lora.pipeline.search import search
 from grasp_lora.probing import Evaluator
@@ -132,3 +133,21 @@ def test_dev_is_needed_only_for_patience():
     without = pico_setup(model, {"search": SEARCH | {"patience": 1}}, dev=0)
     with pytest.raises(DataError, match=r"data\.target\.dev: no examples"):
         search(without, [pico_adapter(model, "en")], Recorder("search"))
+
+
+def test_a_ratio_that_will_be_used_under_another_importance_is_said():
+    for used, expected in ((None, []), ("magnitude", []), ("activation", ["importance_differs"])):
+        found, _, _ = run(finalize={"importance": used})
+        codes = [diagnostic.code for diagnostic in found.diagnostics]
+        assert [code for code in codes if code == "importance_differs"] == expected
+
+
+def test_micro_dev_is_held_against_dev_where_dev_is_judged(monkeypatch):
+    seen = []
+    observe = Controller.observe
+    monkeypatch.setattr(Controller, "observe", lambda self, **kinds: seen.append(kinds) or observe(self, **kinds))
+    for patience, adapter in ((None, "fresh"), (9, "fresh"), (9, "reuse")):
+        seen.clear()
+        found, _, _ = run(search=SEARCH | {"patience": patience}, finalize={"adapter": adapter})
+        expected = [found.outcome.dev_losses[-1]] if (patience, adapter) == (9, "fresh") else []
+        assert [kinds["dev"] for kinds in seen if "dev" in kinds] == expected

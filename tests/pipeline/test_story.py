@@ -16,6 +16,9 @@ from grasp_lora.pipeline.models import load_base
 from grasp_lora.pipeline.plan import make_plan
 from grasp_lora.pipeline.stages import all_adapters, load_final
 from grasp_lora.pipeline.story import grasp_factors, run_pipeline, saved_config, working
+from grasp_lora.report import write_report
+from grasp_lora.report.content import run_content
+from grasp_lora.report.records import read_run
 
 PROMPTS = torch.arange(3, 43).reshape(2, 20)
 
@@ -243,3 +246,37 @@ def test_a_finished_run_is_not_touched_without_being_asked(done):
     with pytest.raises(RunError, match="already holds a run"):
         run_pipeline(config)
     assert tree_bytes(world.root / "run") == before
+
+
+def test_what_a_report_needs_is_measured_and_recorded(done, three):
+    for world, config, result in (done, three):
+        _, final = final_of(config)
+        search = result.results["search"]
+        assert search["estimate"]["p_star"] == search["p_star"]
+        assert len(search["estimate"]["grid"]) == len(search["estimate"]["mean"]) > 100
+        counted = {key: int(mask.sum()) / mask.numel() for key, mask in final.bank.masks().items()}
+        assert result.results["finalize"]["densities"] == pytest.approx(counted)
+        exported = safetensors.torch.load_file(result.adapter / "adapter_model.safetensors")
+        if len({slot.shape for slot in final.bank.slots if slot.part == "A"}) > 1:
+            continue  # factors of lower rank are padded with zeros in the file
+        shares = {
+            re.sub(r"base_model\.model\.(.+)\.lora_([AB])\.weight", r"\1.\2", key): int((t != 0).sum()) / t.numel()
+            for key, t in exported.items()
+        }
+        assert result.results["export"]["densities_after_summing"] == pytest.approx(shares)
+        events = lines(world.root / "run" / "stages" / "search" / "events.jsonl")
+        assert (events[0]["kind"], events[0]["steps"]) == ("start", config.search.epochs * 3)
+
+
+def test_a_report_of_a_real_run_lacks_nothing(done, three, tmp_path):
+    for index, (_, _, result) in enumerate((done, three)):
+        record = read_run(result.folder)
+        assert record.missing == ()
+        content = run_content(record, "run1", "run")
+        assert [section.key for section in content.sections] == [
+            "scores", "ratio", "diagnostics", "masks", "losses", "examples", "cost", "provenance",
+        ]  # fmt: skip
+        assert len(content.comparisons) == len(result.results["systems"]) - 1
+        written = write_report([result.folder], tmp_path / f"{index}.html", zoom=False)
+        assert content.verdict.sentence.split("”")[0] in written.html.read_text()
+        assert str(result.folder.parent) not in written.html.read_text() + written.markdown.read_text()

@@ -1,4 +1,4 @@
-"""Losses on the answer window against full logits and against a sum written out."""
+"""Losses at the answer positions against full logits and against a sum written out."""
 
 from __future__ import annotations
 
@@ -27,17 +27,41 @@ def batch_of(model, count=5):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_the_window_gives_the_logits_and_losses_of_the_whole(family):
+def test_answer_positions_give_the_logits_and_losses_of_the_whole(family):
     model = pico_model(family, torch.float64)
     batch = batch_of(model)
-    window, low = answer_logits(model, batch)
+    seen = []
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _m, args: seen.append(args[0].shape[:2]))
+    logits, (rows, columns) = answer_logits(model, batch)
+    handle.remove()
     whole = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    assert low > 0
-    assert window.shape[1] < whole.shape[1] / 2
-    torch.testing.assert_close(window, whole[:, low : low + window.shape[1]], rtol=0, atol=1e-12)
+    answers = int((batch.labels[:, 1:] != -100).sum())
+    assert logits.shape[0] == answers < whole.shape[0] * whole.shape[1] / 2
+    torch.testing.assert_close(logits, whole[rows, columns], rtol=0, atol=1e-12)
     losses = example_losses(model, batch)
     torch.testing.assert_close(losses, example_losses(model, batch, trim=True), rtol=0, atol=0)
     torch.testing.assert_close(losses, example_losses(NoWindow(model), batch, trim=False), rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_a_head_with_a_hook_of_its_own_sees_whole_sequences():
+    """An adapter on the head needs (batch, tokens, channels); the window of `logits_to_keep` serves then."""
+    model = pico_model("llama", torch.float64)
+    batch = batch_of(model)
+    plain = example_losses(model, batch)
+    shapes = []
+    handle = model.get_output_embeddings().register_forward_hook(lambda _m, args, _out: shapes.append(args[0].shape))
+    torch.testing.assert_close(example_losses(model, batch), plain, rtol=0, atol=1e-12)
+    handle.remove()
+    assert [shape[0] for shape in shapes] == [5]
+    assert shapes[0][1] < batch.input_ids.shape[1] / 2
+
+
+@torch.no_grad()
+def test_the_model_is_left_without_hooks():
+    model = pico_model("llama")
+    example_losses(model, batch_of(model))
+    assert not model.get_output_embeddings()._forward_pre_hooks
 
 
 @pytest.mark.parametrize("family", ["gemma", "gemma3"])

@@ -116,6 +116,39 @@ def test_bars_show_values_and_leave_one_line_per_stage():
     assert "3/4" in text
 
 
+def round_row(number, committed=True):
+    return {
+        "round": number, "samples": [0.31, 0.62], "rewards": [-0.01, 0.0234], "committed": committed, "density": 0.4567,
+        "after": {"mean": 0.511, "std": 0.123, "p": 0.543},
+    }  # fmt: skip
+
+
+def test_the_view_holds_the_last_rounds_and_what_a_step_is_made_with():
+    progress, stream = rich_progress()
+    with progress.stage("search", 100) as task:
+        for number in range(7):
+            task.event("round", round_row(number, committed=number != 6))
+        task.event("step", {"step": 1, "epoch": 3, "loss": 2.0, "lr": 1e-4})
+        task.event("epoch", {"epoch": 2, "train_loss": 2.0, "dev_loss": 1.75})
+        task.advance(1, loss=2.0, ratio=0.5)
+        progress.note("look")
+    view = stream.getvalue().partition("done after")[0]
+    assert "loss 2.0000  ratio 0.5000  epoch 3  lr 1.000e-04  dev loss 1.7500" in view
+    rows = [line.split() for line in view.splitlines() if line.split()[1:2] == ["0.511"]]
+    assert rows[:4] == [[str(n), "0.511", "0.123", "0.620", "+0.0234", "0.543", "0.457", "moved"] for n in range(2, 6)]
+    assert rows[4] == ["6", "0.511", "0.123", "0.620", "+0.0234", "0.543", "0.457", "kept"]
+    assert {row[0] for row in rows} == {"2", "3", "4", "5", "6"}
+    assert "search  loss 2.0000  ratio 0.5000  done after 0 s" in stream.getvalue()
+
+
+def test_results_are_lines(plain):
+    progress, stream, _ = plain
+    progress.result("search", p_star=0.61)
+    live, terminal = rich_progress()
+    live.result("search", p_star=0.61)
+    assert stream.getvalue() == terminal.getvalue() == "search: p_star 0.6100\n"
+
+
 def test_bars_end_when_a_stage_fails_and_can_start_again():
     progress, stream = rich_progress()
 

@@ -212,6 +212,10 @@ class AdapterBank:
         """Return the share of entries that the mask keeps, counted on the mask."""
         return int(self.kept.sum()) / self.kept.numel()
 
+    def densities(self) -> dict[str, float]:
+        """Return the share of entries kept in every unsummed tensor by `Slot.key`, counted on the mask."""
+        return {key: float(mask.double().mean()) for key, mask in self.masks().items()}
+
     def tensors(self) -> dict[str, Tensor]:
         """Return every unsummed tensor by `Slot.key`, masked, detached, on the CPU."""
         flat = torch.where(self.kept, self.values.detach(), torch.zeros_like(self.stash)).cpu()

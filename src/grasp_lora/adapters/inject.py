@@ -7,7 +7,7 @@ outside of it the model is the bare base model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,6 +26,7 @@ class _Pass:
     factors: Mapping[str, Pair]
     groups: int | None
     dropout: float
+    standing: bool = False
 
 
 class ChannelNorms:
@@ -76,6 +77,7 @@ class Injection:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._pass = None
 
     def __enter__(self) -> Injection:
         return self
@@ -95,6 +97,19 @@ class Injection:
             yield
         finally:
             self._pass = before
+
+    def stand(self, backbone: nn.Module, factors: Callable[[], Mapping[str, Pair]]) -> None:
+        """Add `factors()`, asked for at the start of each pass of `backbone`, outside of `active` blocks too.
+
+        For loops that are not ours. The factors of a pass stay in place until the next one, since the backward of a
+        checkpointed pass runs the hooks again; `close` ends it.
+        """
+
+        def arm(_module: nn.Module, _args: object) -> None:
+            if self._pass is None or self._pass.standing:
+                self._pass = _Pass(factors(), None, 0.0, standing=True)
+
+        self._handles.append(backbone.register_forward_pre_hook(arm))
 
     @contextmanager
     def gathering(self, norms: ChannelNorms, mask: Tensor) -> Iterator[None]:

@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from ..errors import GraspError
-from . import compare, controller, data, stages, story
+from ..errors import GraspError, exit_codes
+from . import compare, controller, data, report, setup, stages, story
 from .options import out
 
 app = typer.Typer(
@@ -18,9 +18,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Merge LoRA adapters, learn how much of them to prune in one run, and fine-tune at that ratio.",
+    epilog=f"Exit codes: 0 done, {', '.join(f'{code} {name}' for code, name in sorted(exit_codes().items()))}.",
 )
+app.add_typer(setup.app)
 app.add_typer(story.app)
 app.add_typer(stages.app)
+app.add_typer(report.app)
 app.add_typer(controller.app)
 app.add_typer(compare.app)
 app.add_typer(data.app, name="data", help="Prepare data.")

@@ -45,7 +45,7 @@ def compare(
 
     chosen = [name.strip() for name in methods.split(",")] if methods is not None else None
     resolved = compare_config(read_config(config, sets), chosen, jobs)
-    if shown(resolved, print_config):
+    if shown(resolved, print_config, as_json):
         return
     result = run_comparison(resolved, make_progress(quiet), resume=resume, overwrite=overwrite, command=command_line())
     if as_json:

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from ..adapters.point import MergePoint
 from ..pipeline.accounts import score_cell
 from ..pipeline.checks import Finding
 from ..pipeline.plan import Plan
 from ..pipeline.story import RunResult
+from ..report import Report
+from ..report.labels import system_label
+from ..report.state import read_state
+from ..report.watch import view, watch
 from .tables import console as _console
 from .tables import print_json
 from .tables import table as _table
-
-LABELS = {
-    "zero_shot": "zero shot",
-    "source": "source adapter only",
-    "target": "target adapter only",
-    "sequential": "target fine-tuned from source",
-    "merged": "merged, not pruned",
-    "grasp": "GRASP",
-}
 
 
 def score_rows(scores: Mapping[str, Any]) -> Table:
@@ -33,7 +31,7 @@ def score_rows(scores: Mapping[str, Any]) -> Table:
     rows = []
     for system, found in scores.items():
         by_name = {row["name"]: row for row in found["scores"]}
-        rows.append([LABELS.get(system, system), *(score_cell(by_name.get(name)) for name in names)])
+        rows.append([system_label(system), *(score_cell(by_name.get(name)) for name in names)])
     return _table(["system", *names], rows)
 
 
@@ -69,20 +67,29 @@ def show_result(result: RunResult, as_json: bool) -> None:
         )
     _show_cost(results["cost"])
     _show_deployment(results["deployment"])
-    console.print(f"exported: {LABELS[results['kept']['kept']]} ({results['kept']['reason']})", markup=False)
-    console.print(f"\nThe adapter lies in [bold]{result.adapter}[/]. To load it:\n")
-    console.print("    from peft import PeftModel")
-    console.print("    from transformers import AutoModelForCausalLM")
-    console.print(f"    model = AutoModelForCausalLM.from_pretrained({_base_path(result)!r})", markup=False)
-    console.print(f"    model = PeftModel.from_pretrained(model, {str(result.adapter)!r})", markup=False)
+    console.print(f"exported: {system_label(results['kept']['kept'])} ({results['kept']['reason']})", markup=False)
+    _show_loading(result)
 
 
-def _base_path(result: RunResult) -> str:
-    from ..pipeline.models import DEMO, demo_backbone
+def _show_loading(result: RunResult) -> None:
+    """Say where the adapter lies, and print lines of Python that load it."""
+    from ..pipeline.models import DEMO
     from ..pipeline.story import saved_config
 
-    name = saved_config(result.folder).model.name_or_path or ""
-    return str(demo_backbone()) if name == DEMO else name
+    base, adapter = saved_config(result.folder).model.name_or_path, str(result.adapter)
+    imports = ["from peft import PeftModel", "from transformers import AutoModelForCausalLM"]
+    if base == DEMO:  # the embedded backbone lies wherever the package is installed
+        imports.insert(0, "from grasp_lora import demo_backbone")
+    loaded = "demo_backbone()" if base == DEMO else repr(base)
+    lines = [
+        *imports,
+        f"model = AutoModelForCausalLM.from_pretrained({loaded})",
+        f"model = PeftModel.from_pretrained(model, {adapter!r})",
+    ]
+    here = "" if result.adapter.is_absolute() else ", from the folder you are in"
+    _console().print(f"\nThe adapter lies in {adapter}. To load it{here}:\n", markup=False)
+    for line in lines:
+        _console().print(f"    {line}", markup=False, soft_wrap=True)
 
 
 def _show_cost(cost: Mapping[str, Any]) -> None:
@@ -124,13 +131,21 @@ def show_search(found: Mapping[str, Any], as_json: bool) -> None:
         f"learned ratio [bold]{found['p_star']:.4f}[/]{shown} "
         f"({found['rounds']} rounds, {found['evaluations']} micro-dev evaluations)"
     )
+    point = MergePoint.from_dict(found["point"])
+    if point != MergePoint(point.ratio):
+        console.print(f"the whole point: {point.describe()}", markup=False)
     if found["stop_reason"]:
         console.print(f"search ended: {found['stop_reason']}", markup=False)
     for diagnostic in found["diagnostics"]:
-        console.print(
-            f"{diagnostic['severity']}: {diagnostic['seen']} {diagnostic['why']} {diagnostic['advice']}",
-            markup=False,
-        )
+        _show_diagnostic(diagnostic)
+
+
+def _show_diagnostic(found: Mapping[str, str]) -> None:
+    """Print one finding: what was seen, why it matters, what to change."""
+    console = _console()
+    console.print(f"{found['severity']}: {found['seen']}", markup=False)
+    console.print(f"    why it matters: {found['why']}", markup=False)
+    console.print(f"    what to change: {found['advice']}", markup=False)
 
 
 def show_facts(facts: Mapping[str, Any], as_json: bool) -> None:
@@ -169,3 +184,32 @@ def show_plan(plan: Plan, as_json: bool) -> None:
     )
     for warning in plan.warnings:
         console.print(f"warning: {warning}", markup=False)
+
+
+def show_report(report: Report, as_json: bool) -> None:
+    """Print the verdicts of a report and where it was written."""
+    if as_json:
+        print_json({"html": str(report.html), "markdown": str(report.markdown), **report.summary})
+        return
+    console = _console()
+    for run in report.summary["runs"]:
+        console.print(f"{run['run']}: {run['verdict']['sentence']}", markup=False)
+        for line in run["missing"]:
+            console.print(f"  missing: {line}", markup=False)
+    if report.summary["comparison"] is not None:
+        console.print(report.summary["comparison"], markup=False)
+    console.print(f"{report.html}, {report.markdown}", markup=False)
+
+
+def show_state(run: Path, as_json: bool) -> None:
+    """Print where a run stands."""
+    state = read_state(run)
+    if as_json:
+        print_json(state.to_dict())
+        return
+    _console().print(view(state, time.time()))
+
+
+def follow(run: Path) -> None:
+    """Show a run until it ends."""
+    watch(run, _console())

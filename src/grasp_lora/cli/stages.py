@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..config import Config
-from ..errors import ConfigError
+from ..errors import ConfigError, check_choice
 from .options import (
     AnsweringAdapter,
     AsJson,
@@ -18,6 +18,7 @@ from .options import (
     GoOn,
     Overwrite,
     Quiet,
+    ReportTo,
     ScoredAdapter,
     Sets,
     command_line,
@@ -74,6 +75,7 @@ def train_adapter(
     sets: Sets = None,
     overwrite: Overwrite = False,
     resume: GoOn = False,
+    report_to: ReportTo = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -81,9 +83,8 @@ def train_adapter(
     from ..pipeline.stages import ADAPTER, adapter_stage
     from .console import show_facts
 
-    if role not in ("source", "target"):
-        raise ConfigError(f"--role must be source or target, got '{role}'.")
-    resolved = read_config(config, sets)
+    check_choice("--role", role, ("source", "target"))
+    resolved = read_config(config, sets, report_to=report_to)
     if getattr(resolved.adapters, role) is not None:
         raise ConfigError(f"adapters.{role} names an adapter already. Remove the setting to train one here.")
 
@@ -102,6 +103,7 @@ def search(
     sets: Sets = None,
     overwrite: Overwrite = False,
     resume: GoOn = False,
+    report_to: ReportTo = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -110,7 +112,7 @@ def search(
     from ..pipeline.stages import all_adapters, search_stage
     from .console import show_search
 
-    resolved = read_config(config, sets)
+    resolved = read_config(config, sets, report_to=report_to)
     stage = _Stage(resolved, quiet, overwrite, resume, required_splits(resolved), ["search"])
     show_search(stage.run(lambda opened: search_stage(opened, all_adapters(opened))), as_json)
 
@@ -122,6 +124,7 @@ def finalize(
     sets: Sets = None,
     overwrite: Overwrite = False,
     resume: GoOn = False,
+    report_to: ReportTo = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -133,7 +136,7 @@ def finalize(
 
     if ratio is not None:
         check_ratio(ratio)
-    resolved = read_config(config, sets)
+    resolved = read_config(config, sets, report_to=report_to)
 
     def check(opened: Run) -> None:
         if ratio is None:

@@ -11,11 +11,13 @@ from .options import (
     Overwrite,
     PrintConfig,
     Quiet,
+    ReportTo,
     Resume,
     Sets,
     command_line,
     read_config,
     shown,
+    with_trackers,
 )
 
 app = typer.Typer()
@@ -28,6 +30,7 @@ def run(
     dry_run: DryRun = False,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    report_to: ReportTo = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
     print_config: PrintConfig = False,
@@ -38,8 +41,8 @@ def run(
     from ..runs import make_progress
     from .console import show_plan, show_result
 
-    resolved = read_config(config, sets)
-    if shown(resolved, print_config):
+    resolved = read_config(config, sets, report_to=report_to)
+    if shown(resolved, print_config, as_json):
         return
     if dry_run:
         show_plan(make_plan(resolved), as_json)
@@ -53,6 +56,7 @@ def demo(
     sets: Sets = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    report_to: ReportTo = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
     print_config: PrintConfig = False,
@@ -63,8 +67,8 @@ def demo(
     from ..runs import make_progress
     from .console import show_result
 
-    resolved = read_config(None, sets, demo_config())
-    if shown(resolved, print_config):
+    resolved = demo_config(with_trackers(sets, report_to))
+    if shown(resolved, print_config, as_json):
         return
     prepare_demo_data(resolved)
     result = run_pipeline(resolved, make_progress(quiet), resume=resume, overwrite=overwrite, command=command_line())

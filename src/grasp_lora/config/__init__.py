@@ -2,7 +2,7 @@
 
 from .base import Ratio, Section
 from .compare import CellConfig, CompareConfig, VariantConfig
-from .files import build_config, load_config, parse_overrides, parse_yaml, to_dict, to_yaml
+from .files import build_config, load_config, parse_overrides, parse_yaml, setting_names, to_dict, to_yaml
 from .sections import (
     METRICS,
     AdaptersConfig,
@@ -26,8 +26,10 @@ from .sections import (
     SearchConfig,
     SplitFiles,
     TaskConfig,
+    TrackerName,
     TrainingConfig,
 )
+from .template import template
 
 __all__ = [
     "METRICS", "AdaptersConfig", "CellConfig", "CompareConfig", "Config", "ControllerConfig", "DataConfig",
@@ -35,6 +37,7 @@ __all__ = [
     "FinalizeConfig",
     "Importance", "LoraConfig", "MergeConfig", "MergeRule", "MetricName", "ModelConfig", "Policy", "PruneConfig",
     "Ratio", "Rival",
-    "RunConfig", "Scope", "SearchConfig", "Section", "SplitFiles", "TaskConfig", "TrainingConfig", "VariantConfig",
-    "build_config", "load_config", "parse_overrides", "parse_yaml", "to_dict", "to_yaml",
+    "RunConfig", "Scope", "SearchConfig", "Section", "SplitFiles", "TaskConfig", "TrackerName",
+    "TrainingConfig", "VariantConfig",
+    "build_config", "load_config", "parse_overrides", "parse_yaml", "setting_names", "template", "to_dict", "to_yaml",
 ]  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin
@@ -77,9 +78,12 @@ def _assign(tree: dict[str, Any], item: str) -> None:
 
 
 def _deep_merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `over` in their places; a section that is empty in `over` changes nothing."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
+        if value is None and isinstance(old, Mapping):
+            continue
         merged[key] = _deep_merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
     return merged
 
@@ -100,11 +104,16 @@ def _known_keys(location: tuple[str | int, ...]) -> list[str]:
     return list(section.model_fields)
 
 
+def _allowed(problem: Mapping[str, Any]) -> list[str]:
+    """Return the values that a setting of few values takes, from pydantic's words for them."""
+    return re.findall(r"'([^']+)'", problem["ctx"]["expected"])
+
+
 def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
         location = problem["loc"]
-        name = ".".join(str(part) for part in location) or "configuration"
+        name = ".".join(part for part in location if isinstance(part, str)) or "configuration"
         if problem["type"] == "extra_forbidden":
             known = _known_keys(location)
             lines.append(
@@ -114,7 +123,10 @@ def _explain(error: ValidationError) -> str:
         rule = problem["msg"].removeprefix("Value error, ")
         value = problem.get("input")
         shown = f" (got {value!r})" if not isinstance(value, (dict, BaseModel)) else ""
-        lines.append(f"{name}: {rule}{shown}. Correct it in the file given to --config or with --set {name}=VALUE.")
+        hint = nearest(str(value), _allowed(problem)) if problem["type"] == "literal_error" else ""
+        lines.append(
+            f"{name}: {rule}{shown}.{hint} Correct it in the file given to --config or with --set {name}=VALUE."
+        )
     return "\n".join(dict.fromkeys(lines))
 
 
@@ -159,3 +171,15 @@ def to_yaml(config: Section) -> str:
 def to_dict(config: Section) -> dict[str, Any]:
     """Return the configuration as plain JSON types."""
     return cast(dict[str, Any], json.loads(config.model_dump_json()))
+
+
+def setting_names(section: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Return every setting as `section.key`, in the order of the sections."""
+    names: list[str] = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            names += setting_names(kind, f"{prefix}{name}.")
+        else:
+            names.append(f"{prefix}{name}")
+    return names

@@ -15,13 +15,14 @@ Scope = Literal["per_tensor", "global"]
 Policy = Literal["ratio", "ratio_strength", "ratio_weights", "ratio_per_adapter", "ratio_per_module_type"]
 METRICS = ("loss", "em", "f1", "rouge", "bleu", "chrf", "bertscore")
 Rival = Literal["zero_shot", "source", "target", "sequential", "merged"]
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 MetricName = Literal["loss", "em", "f1", "rouge", "bleu", "chrf", "bertscore"]
 
 
 class ModelConfig(Section):
     """The frozen base model."""
 
-    name_or_path: str | None = Field(None, description="folder or hub id; the demo's own backbone when absent")
+    name_or_path: str | None = Field(None, description="folder or hub id, or `demo` for the embedded backbone")
     revision: str | None = Field(None, description="hub revision; give a commit hash to pin the weights")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
         "auto", description="auto: bfloat16 on a GPU, float32 on the CPU"
@@ -51,10 +52,10 @@ class TaskConfig(Section):
 class SplitFiles(Section):
     """Files of one language (JSONL, CSV, Parquet or SQuAD-format JSON), or `hf:NAME[:CONFIG]:SPLIT`."""
 
-    train: str | None = None
-    dev: str | None = None
+    train: str | None = Field(None, description="trained on")
+    dev: str | None = Field(None, description="picks the best epoch; without it the last one is kept")
     micro_dev: str | None = Field(None, description="the controller's examples; never taken from another split")
-    test: str | None = None
+    test: str | None = Field(None, description="scored; without it nothing is")
 
 
 class DataConfig(Section):
@@ -70,8 +71,8 @@ class DataConfig(Section):
 class LoraConfig(Section):
     """Shape of adapters that are trained here."""
 
-    r: PositiveInt = 8
-    alpha: Positive = 32.0
+    r: PositiveInt = Field(8, description="rank")
+    alpha: Positive = Field(32.0, description="the update is scaled by alpha / r")
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     target_modules: tuple[str, ...] | str = Field(
         ("q_proj", "v_proj"), description="names, a regular expression, or all-linear"
@@ -91,8 +92,8 @@ class AdaptersConfig(Section):
 class TrainingConfig(Section):
     """One optimization: AdamW with a learning rate that decays once per epoch."""
 
-    epochs: PositiveInt = 10
-    lr: Positive = 1e-4
+    epochs: PositiveInt = Field(10, description="passes over the training examples, at most")
+    lr: Positive = Field(1e-4, description="learning rate")
     lr_decay: Positive = Field(1.0, description="factor on the learning rate after each epoch")
     batch_size: PositiveInt = Field(1, description="examples in one forward pass")
     accumulation: PositiveInt = Field(1, description="forward passes per optimizer step")
@@ -121,6 +122,7 @@ class FinalizeConfig(TrainingConfig):
         "fresh", description="reuse: keep what the search trained and go on there at the learned point, no second run"
     )
     mask: Literal["static", "dynamic"] = Field("static", description="dynamic: selected again after every update")
+    importance: Importance | None = Field(None, description="default prune.importance, as in the search")
     keep: Literal["grasp", "best"] = Field(
         "grasp", description="what is exported; best: a simple rival instead when its dev loss is lower"
     )
@@ -212,6 +214,7 @@ class RunConfig(Section):
 
     dir: str | None = Field(None, description="run folder; default runs/<task>-<language>-<seed>")
     checkpoint_every: PositiveInt = Field(50, description="optimizer steps between checkpoints")
+    report_to: tuple[TrackerName, ...] = Field((), description="experiment trackers; the command line's --report-to")
 
 
 class Config(Section):
@@ -241,4 +244,13 @@ class Config(Section):
         expected = 2 + len(self.adapters.others)
         if weights is not None and len(weights) != expected:
             raise ValueError(f"merge.weights needs one number per adapter ({expected}), got {len(weights)}")
+        if self.finalize.adapter == "reuse" and self.final_importance != self.prune.importance:
+            raise ValueError(
+                "finalize.importance has no effect with finalize.adapter=reuse, which keeps the search's mask"
+            )
         return self
+
+    @property
+    def final_importance(self) -> Importance:
+        """The importance of the final run: the search's, unless `finalize.importance` says otherwise."""
+        return self.finalize.importance or self.prune.importance

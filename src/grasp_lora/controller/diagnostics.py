@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from .axes import RATIO
+
 if TYPE_CHECKING:
     from .answer import Estimate
     from .controller import Decision
@@ -84,7 +86,7 @@ def diagnose(
     found = [
         _stuck(settings, decisions),
         _p_star_at_bound(settings, estimate),
-        _alike(decisions, estimate),
+        _alike(settings, decisions, estimate),
         _thrashing(seen),
         _clearing(seen),
         _unrepresentative(seen, example_spread),
@@ -114,22 +116,47 @@ def _stuck(settings: Settings, decisions: Sequence[Decision]) -> Diagnostic | No
 
 
 def _p_star_at_bound(settings: Settings, estimate: Estimate | None) -> Diagnostic | None:
-    if estimate is None or settings.p_min == settings.p_max:
+    if estimate is None:
         return None
-    margin = 0.01 * (settings.p_max - settings.p_min)
-    for bound, key in ((settings.p_min, "p_min"), (settings.p_max, "p_max")):
-        if abs(estimate.p_star - bound) <= margin and 0.0 < bound < 1.0:
+    for axis, best in zip(settings.axes, estimate.best, strict=True):
+        prefix = "p" if axis.kind == RATIO else "strength"
+        margin = 0.01 * (axis.high - axis.low)
+        for bound, key in ((axis.low, f"{prefix}_min"), (axis.high, f"{prefix}_max")):
+            natural = axis.kind == RATIO and bound in (0.0, 1.0)
+            if abs(best - bound) > margin or natural or axis.low == axis.high:
+                continue
             return Diagnostic(
                 "p_star_at_bound",
                 "warning",
-                f"p_star {estimate.p_star:.3f} lies at controller.{key}={bound:g}",
-                "the best ratio may lie outside the bounds",
+                f"{'p_star' if axis.name == RATIO else axis.name} {best:.3f} lies at controller.{key}={bound:g}",
+                "the best value may lie outside the bounds",
                 f"move controller.{key} outwards and search again",
             )
     return None
 
 
-def _alike(decisions: Sequence[Decision], estimate: Estimate | None) -> Diagnostic | None:
+def importance_differs(searched: str, final: str) -> Diagnostic | None:
+    """Return a finding when the final run ranks entries by another importance than the search did (error 8)."""
+    if searched == final:
+        return None
+    return Diagnostic(
+        "importance_differs",
+        "warning",
+        f"the ratio was learned under importance {searched} and is used under {final}",
+        "each rule removes other entries first, so the best ratio of one need not be the best of the other",
+        "leave finalize.importance unset, or search with the same prune.importance",
+    )
+
+
+def _alike(settings: Settings, decisions: Sequence[Decision], estimate: Estimate | None) -> Diagnostic | None:
+    if settings.candidates == 1 and decisions:
+        return Diagnostic(
+            "candidates_alike",
+            "warning",
+            "every round has a single candidate",
+            "advantages are relative to the group, and a group of one teaches the policy nothing",
+            "raise controller.candidates",
+        )
     recent = [d.rewards for d in decisions[-RECENT:] if len(d.rewards) > 1]
     if len(recent) < RECENT:
         return None

@@ -82,11 +82,9 @@ def landscape_from(loaded: Any, origin: str) -> Landscape:
     if ("loss_start" in loaded) != ("settle_rounds" in loaded):
         raise DataError(f"{origin}: 'loss_start' and 'settle_rounds' belong together; give both or neither.")
     lists = {k: numbers(loaded[k], k, origin) for k in ("p", "loss", "loss_start") if loaded.get(k) is not None}
-    numbers = {
-        k: number(loaded[k], k, origin) for k in known if k not in (*lists, "name") and loaded.get(k) is not None
-    }
-    examples = int(numbers.pop("examples"))
-    land = Landscape(name=str(loaded["name"]), examples=examples, **lists, **numbers)  # type: ignore[arg-type]
+    plain = {k: number(loaded[k], k, origin) for k in known if k not in (*lists, "name") and loaded.get(k) is not None}
+    examples = int(plain.pop("examples"))
+    land = Landscape(name=str(loaded["name"]), examples=examples, **lists, **plain)  # type: ignore[arg-type]
     _check(land, origin)
     return land
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..config import load_config
-from ..errors import DataError, RunError
+from ..errors import ConfigError, DataError, RunError
 from .axes import named_axes
 from .controller import Controller, Proposal
 from .overrides import controller_config, controller_overrides
@@ -175,6 +175,11 @@ def _replay_run(run: Recorded, overrides: Mapping[str, Any]) -> dict[str, Any]:
     own = controller_config(run.settings, overrides)
     seed = int(overrides.get("seed", run.seed))
     names = run.rounds[0].get("axes")
+    if own.preset == "released" and names is not None:
+        raise ConfigError(
+            f"controller.preset: released learns a ratio only, and {run.origin} has points of {', '.join(names)}. "
+            "Replay it under another preset."
+        )
     controller = Controller(own, seed, axes=None if names is None else partial(named_axes, names, own))
     rounds = []
     # Where the recorded run stands, at which its baselines are measured.

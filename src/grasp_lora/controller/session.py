@@ -68,16 +68,20 @@ class RatioSearch:
         if not self._released:
             self._bank.mask_gradient()
 
-    def after_step(self, step: int, loss: float) -> bool:
-        """Hold pruned entries at zero and, every `interval` steps, run a round; True when the answer stands."""
+    def after_step(self, step: int, loss: float | None) -> bool:
+        """Hold pruned entries at zero and, every `interval` steps, run a round; True when the answer stands.
+
+        The loss only serves the diagnostics; a loop that does not know it gives None.
+        """
         self._bank.enforce()
-        self._recent.append(loss)
+        if loss is not None:
+            self._recent.append(loss)
         if self.held:
             return False
         last = self._hold_from is not None and step >= self._hold_from
         if step % self._config.interval:
             return self._answer("half of the epochs are done") if last else False
-        self.controller.observe(train=sum(self._recent) / len(self._recent))
+        self.controller.observe(train=sum(self._recent) / len(self._recent) if self._recent else None)
         self._recent.clear()
         self.rounds += 1
         self._round(self.rounds, step)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from itertools import combinations
 
 from ..errors import DataError
@@ -48,11 +48,11 @@ def _by_document(examples: Sequence[Example]) -> dict[bytes, str]:
     return keys
 
 
-def check_micro_dev(examples: Sequence[Example] | None, asked: int, origin: str = "data.target.micro_dev") -> None:
+def check_micro_dev(examples: Sized | None, asked: int, origin: str = "data.target.micro_dev") -> None:
     """Raise `DataError` when micro-dev is missing, empty, or larger than `asked` (`data.micro_dev_size`)."""
     if examples is None:
         raise DataError(f"{origin} is not set. Name its file; it is never taken from another split.")
-    if not examples:
+    if not len(examples):
         raise DataError(
             f"{origin} is empty. The controller needs at least one example; it takes none from another split."
         )

@@ -23,12 +23,12 @@ from ..rng import numpy_generator
 from ..runs import Progress, RunFolder, write_json_atomic, write_text_atomic
 from ..runs.folder import MARKER
 from ..training.setup import Base, Setup
-from .ablation_table import markdown
+from .ablation_table import LOSSES, markdown
 from .accounts import cost
 from .checks import required_splits
 from .keeping import GRASP
 from .scoring import evaluate_stage
-from .stages import Run, all_adapters, final_content, finalize_stage, search_stage
+from .stages import Run, all_adapters, final_content, final_stage, search_stage
 from .story import clean_stops, default_folder, grasp_factors, working
 
 
@@ -79,8 +79,10 @@ class _CellRun(Run):
         return Setup(self.config, self.base, self.splits.target, self.splits.source)
 
 
-def check_ablations(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the ablations to do, all when none is named; raises `ConfigError` for an unknown one."""
+def check_ablations(names: Sequence[str], seeds: int = 1) -> tuple[str, ...]:
+    """Return the ablations to do, all when none is named; raises `ConfigError` for an unknown one, or no seed."""
+    if seeds < 1:
+        raise ConfigError(f"--seeds: at least 1 is needed (got {seeds}).")
     for name in names:
         if name not in ABLATIONS:
             raise ConfigError(
@@ -89,25 +91,23 @@ def check_ablations(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names)) or tuple(ABLATIONS)
 
 
-def cells_of(config: Config, names: Sequence[str], seeds: int) -> list[Cell]:
-    """Return every cell, ablation by ablation; raises `ConfigError` for fewer than one seed."""
-    if seeds < 1:
-        raise ConfigError(f"--seeds: at least 1 is needed (got {seeds}).")
+def cells_of(config: Config, names: Sequence[str], seeds: int, examples: int) -> list[Cell]:
+    """Return every cell, ablation by ablation; `examples` is the number of micro-dev examples that there are."""
     return [
-        _cell(config, name, value, config.seed + k)
+        _cell(config, name, value, config.seed + k, examples)
         for name in names
         for value in ABLATIONS[name].values(config)
         for k in range(seeds)
     ]
 
 
-def _cell(config: Config, name: str, value: Any, seed: int) -> Cell:
+def _cell(config: Config, name: str, value: Any, seed: int, examples: int) -> Cell:
     tree = to_dict(config)
     tree["seed"] = seed
     tree["evaluate"]["metrics"], tree["evaluate"]["rivals"] = ["loss"], []
     plain = build_config(tree)
-    size = value if name == "micro_dev_size" else None
-    if size is None:
+    size = value if name == "micro_dev_size" and value != examples else None
+    if name != "micro_dev_size":
         section, key = ABLATIONS[name].setting.split(".")
         tree[section][key] = value
     changed = build_config(tree)
@@ -139,22 +139,22 @@ def ablate(
 ) -> dict[str, Any]:  # fmt: skip
     """Do what is asked and return `{"folder", "ablations": {name: {"setting", "cells": [...]}}}`.
 
-    A cell holds value, seed, number of micro-dev examples, p_star, interval, rounds, evaluations, token passes and
-    seconds of its search, the dev and test loss of its final run with `finalize` (else None), and `error`, None unless
-    it failed. `ablations.json` and `ablations.md` in the folder hold the same.
+    A cell holds value, seed, number of micro-dev examples, p_star, interval, the whole learned point, rounds,
+    evaluations, token passes and seconds of its search, the dev and test loss of its final run with `finalize` (else
+    None), and `error`, None unless it failed. `ablations.json` and `ablations.md` in the folder hold the same.
 
     Raises:
         GraspError: whatever concerns all cells: settings, data, the adapters, the folder, or a stop by the user.
 
     """
-    names = check_ablations(asked.what)
-    cells = cells_of(config, names, asked.seeds)
+    names = check_ablations(asked.what, asked.seeds)
     folder = Path(asked.out) if asked.out is not None else Path(f"{default_folder(config)}-ablate")
     tree = to_dict(config)
     shared = build_config(tree | {"run": tree["run"] | {"dir": str(folder / "adapters")}})
     with working(
         shared, progress, resume=resume, overwrite=overwrite, command=command, needs=required_splits(config)
     ) as run:
+        cells = cells_of(config, names, asked.seeds, len(run.splits.target["micro_dev"]))
         rows = _all(_Bench(run, all_adapters(run), folder / "cells", asked.finalize, resume, overwrite), cells)
     found = {
         name: {
@@ -197,7 +197,8 @@ def _all(bench: _Bench, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
 
 
 MEASURED = (
-    "micro_dev", "p_star", "interval", "rounds", "evaluations", "token_passes", "seconds", "dev_loss", "test_loss",
+    "micro_dev", "p_star", "interval", "point", "rounds", "evaluations", "token_passes", "seconds",
+    *LOSSES,
 )  # fmt: skip
 
 
@@ -243,20 +244,17 @@ def _measure(run: Run, adapters: Sequence[AdapterFactors], finalize: bool) -> di
     seconds = time.perf_counter() - start if fresh else saved and saved["seconds"]
     result = {
         "micro_dev": len(run.splits.target["micro_dev"]),
-        **{key: found[key] for key in ("p_star", "interval", "rounds", "evaluations")},
+        **{key: found[key] for key in ("p_star", "interval", "point", "rounds", "evaluations")},
         "token_passes": cost(run)["search"]["token_passes"],
         "seconds": seconds,
-        **(_final_losses(run, adapters, float(found["p_star"])) if finalize else dict.fromkeys(LOSSES)),
+        **(_final_losses(run, adapters) if finalize else dict.fromkeys(LOSSES)),
     }
     run.folder.write_results({**result, "finalized": finalize})
     return result
 
 
-LOSSES = ("dev_loss", "test_loss")
-
-
-def _final_losses(run: Run, adapters: Sequence[AdapterFactors], ratio: float) -> dict[str, float | None]:
-    final = finalize_stage(run, adapters, ratio)
+def _final_losses(run: Run, adapters: Sequence[AdapterFactors]) -> dict[str, float | None]:
+    final = final_stage(run, adapters)
     losses: dict[str, float | None] = {"dev_loss": min(final.outcome.dev_losses, default=None), "test_loss": None}
     if run.setup.has("test"):
         scored = evaluate_stage(run, GRASP, lambda: grasp_factors(final), final_content(run))

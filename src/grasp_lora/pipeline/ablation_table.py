@@ -9,8 +9,9 @@ import numpy as np
 
 WIDTH = 51
 """Columns from prune ratio 0 to 1: one per 0.02."""
-COLUMNS = ("value", "seeds", "p_star", "interval", "rounds", "evaluations", "token passes", "seconds")
-LOSSES = ("dev loss", "test loss")
+KEYS = ("rounds", "evaluations", "token_passes", "seconds")
+SPENT = tuple(key.replace("_", " ") for key in KEYS)
+LOSSES = ("dev_loss", "test_loss")
 
 Cells = Sequence[Mapping[str, Any]]
 
@@ -29,30 +30,27 @@ def value_text(value: Any) -> str:
 def table_rows(cells: Cells) -> tuple[list[str], list[list[str]]]:
     """Return column names and one row per value: means over the seeds that did not fail.
 
-    p_star is the mean with its range over seeds; the interval is the mean of both ends.
+    p_star is the mean with its range over seeds; the interval is the mean of both ends. Strength and losses have
+    columns where they were learned or measured.
     """
-    with_losses = any(cell["dev_loss"] is not None or cell["test_loss"] is not None for cell in cells)
-    keys = ("dev_loss", "test_loss") if with_losses else ()
+    done = [cell for cell in cells if cell["error"] is None]
+    strong = any(cell["point"]["strength"] != 1 for cell in done)
+    judged = any(cell[key] is not None for cell in done for key in LOSSES)
+    columns = ["value", "seeds", "p_star", "interval", *(["strength"] if strong else [])]
+    columns += [*SPENT, *(key.replace("_", " ") for key in LOSSES if judged)]
     rows = []
     for value, group in by_value(cells):
-        done = [cell for cell in group if cell["error"] is None]
-        count = f"{len(done)}" if len(done) == len(group) else f"{len(done)} of {len(group)}"
-        numbers = [
-            _mean(done, key, digits)
-            for key, digits in (
-                ("rounds", 1),
-                ("evaluations", 1),
-                ("token_passes", 0),
-                ("seconds", 1),
-                *((k, 3) for k in keys),
-            )
-        ]
-        rows.append([value_text(value), count, _range(done), _interval(done), *numbers])
-    return [*COLUMNS, *(LOSSES if with_losses else ())], rows
+        good = [cell for cell in group if cell["error"] is None]
+        count = f"{len(good)}" if len(good) == len(group) else f"{len(good)} of {len(group)}"
+        row = [value_text(value), count, _range(good), _interval(good)]
+        row += [_mean([cell["point"]["strength"] for cell in good], 3)] if strong else []
+        row += [_mean([cell[key] for cell in good], digits) for key, digits in zip(KEYS, (1, 1, 0, 1), strict=True)]
+        rows.append(row + [_mean([cell[key] for cell in good], 3) for key in LOSSES if judged])
+    return columns, rows
 
 
-def _mean(cells: Cells, key: str, digits: int) -> str:
-    known = [cell[key] for cell in cells if cell[key] is not None]
+def _mean(values: Sequence[float | None], digits: int) -> str:
+    known = [value for value in values if value is not None]
     return f"{np.mean(known):,.{digits}f}" if known else "-"
 
 

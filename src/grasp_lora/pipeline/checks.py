@@ -41,7 +41,7 @@ Examples = dict[str, list[Example]]
 def required_splits(config: Config, *, search: bool = True) -> list[str]:
     """Return the splits that a run cannot do without, as `side.name`."""
     needed = ["target.train"]
-    if search or config.prune.importance != "magnitude":
+    if search or config.final_importance != "magnitude":
         needed.append("target.micro_dev")
     if config.adapters.source is None:
         needed.append("source.train")

@@ -134,11 +134,12 @@ def score_rows(scores: Sequence[Score]) -> list[dict[str, Any]]:
 
 
 def write_predictions(path: Path, examples: Sequence[Example], system: SystemScores) -> None:
-    """Write one line per example: id, references, loss, and of those answered prediction and every score."""
+    """Write one line per example: id, question, references, loss, and of those answered prediction and scores."""
     lines = []
     for index, example in enumerate(examples[: len(system.losses)]):
         row: dict[str, Any] = {
             "id": example.id,
+            **({"question": example.question} if example.question is not None else {}),
             "references": list(example.answers),
             "loss": system.losses[index],
         }

@@ -31,6 +31,7 @@ class Exported:
     rank: int
     density_before: float
     density_after: float
+    densities_after: Mapping[str, float]
     adapter_bytes: int
     sparse: Path | None
     sparse_bytes: int | None
@@ -49,6 +50,12 @@ def nonzero_share(factors: Mapping[str, Pair]) -> float:
     """Return the share of entries of all factors that are not zero."""
     tensors = [tensor for pair in factors.values() for tensor in pair]
     return sum(int((t != 0).sum()) for t in tensors) / sum(t.numel() for t in tensors)
+
+
+def nonzero_shares(factors: Mapping[str, Pair]) -> dict[str, float]:
+    """Return the share of entries that are not zero in every summed factor, by `<module>.<A or B>`."""
+    named = {f"{module}.{part}": t for module, pair in factors.items() for part, t in zip("AB", pair, strict=True)}
+    return {name: int((t != 0).sum()) / t.numel() for name, t in named.items()}
 
 
 def export_adapter(
@@ -81,6 +88,7 @@ def export_adapter(
         max(a.shape[0] for a, _ in factors.values()),
         bank.density(),
         nonzero_share(factors),
+        nonzero_shares(factors),
         sum(file.stat().st_size for file in adapter.iterdir()),
         sparse_path,
         sparse_bytes,

@@ -10,7 +10,7 @@ from ..adapters.inject import Injection
 from ..adapters.masks import prune_count
 from ..adapters.peft_load import AdapterFactors
 from ..adapters.point import MergePoint
-from ..config import FinalizeConfig, Scope
+from ..config import FinalizeConfig, PruneConfig, Scope
 from ..errors import ConfigError
 from ..training import Callback, FixedRatio, MaskSelector, Outcome, TrainingLoop
 from ..training.setup import Setup
@@ -76,8 +76,9 @@ def finalize(
         callbacks: list[Callback] = []
         selector = None
         if _prunes(bank, point, config.prune.scope):
-            probe = setup.evaluator(attached, "micro_dev", batch_size=batch_size) if _needs_probe(setup) else None
-            selector = MaskSelector(bank, injection, config.prune, probe)
+            prune = config.prune.model_copy(update={"importance": settings.importance or config.prune.importance})
+            probe = setup.evaluator(attached, "micro_dev", batch_size=batch_size) if _needs_probe(prune) else None
+            selector = MaskSelector(bank, injection, prune, probe)
             callbacks = [FixedRatio(bank, selector, point, dynamic=settings.mask == "dynamic")]
         loop = TrainingLoop(
             attached, setup.items("train"), settings,
@@ -97,6 +98,6 @@ def _prunes(bank: AdapterBank, point: MergePoint, scope: Scope) -> bool:
     return any(prune_count(p, size) for p, size in zip(own, sizes, strict=True))
 
 
-def _needs_probe(setup: Setup) -> bool:
+def _needs_probe(prune: PruneConfig) -> bool:
     """Magnitude needs no micro-dev pass, so the final run works without micro-dev data then."""
-    return setup.config.prune.importance != "magnitude"
+    return prune.importance != "magnitude"

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from ..data import TaskName
 from ..data.prepare import PRESETS, prepare
-from ..errors import ConfigError
+from ..errors import ConfigError, check_choice
 
 
 def prepare_splits(
@@ -18,8 +18,7 @@ def prepare_splits(
 
     Raises `ConfigError` for words that do not parse, `DataError` for the rest.
     """
-    if task not in ("qa", "summarization"):
-        raise ConfigError(f"--task must be qa or summarization, got '{task}'.")
+    check_choice("--task", task, ("qa", "summarization"))
     wanted = (
         sizes
         if sizes in PRESETS or "=" not in sizes

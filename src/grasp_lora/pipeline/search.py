@@ -11,6 +11,7 @@ from ..adapters.point import MergePoint
 from ..config import Config
 from ..controller import Controller, Diagnostic, Estimate
 from ..controller.axes import Axis, merge_point, policy_axes
+from ..controller.diagnostics import importance_differs
 from ..controller.presets import chosen_policy
 from ..controller.session import RatioSearch
 from ..training import MaskSelector, Outcome, TrainingLoop
@@ -74,11 +75,15 @@ def search(setup: Setup, adapters: Sequence[AdapterFactors], io: StageIO) -> Sea
         loop.judging = lambda: session.held or not keep
         with io.running(loop, total):
             outcome = loop.run()
+    if outcome.dev_losses and not keep:  # an adapter that is kept trains on after its last probe
+        controller.observe(dev=outcome.dev_losses[-1])
     estimate = controller.estimate()
     best = merge_point(controller.settings.axes, estimate.best)
+    differs = importance_differs(config.prune.importance, config.final_importance)
+    diagnostics = [*controller.diagnostics(), *([] if differs is None else [differs])]
     final = FinalResult(bank, best, bank.density(), (), outcome) if keep else None
     return SearchResult(
-        best.ratio, best, estimate.interval, estimate, tuple(controller.diagnostics()), session.rounds,
+        best.ratio, best, estimate.interval, estimate, tuple(diagnostics), session.rounds,
         session.evaluations, probe.token_passes, session.stop_reason, outcome, final,
     )  # fmt: skip
 

@@ -68,6 +68,7 @@ class StageIO:
         try:
             if self.folder is not None:
                 self._restore(loop, self.folder)
+            self._log_start(total)
             with self.progress.stage(self.name.replace("_", " "), total) as task:
                 self._task = task
                 task.advance(loop.position.step)
@@ -78,6 +79,11 @@ class StageIO:
                 if log is not None:
                     log.close()
             self._events = self._history = None
+
+    def _log_start(self, total: int) -> None:
+        """Say once, before the first step, how many there will be at most, for who follows the log."""
+        if self._events is not None and self._events.next_seq == 0:
+            self._events.write("start", {"steps": total})
 
     def _restore(self, loop: TrainingLoop, folder: Path) -> None:
         checkpoint = load_checkpoint(self._checkpoints)
@@ -113,6 +119,8 @@ class StageIO:
     def _log(self, kind: str, values: dict[str, Any]) -> None:
         if self._events is not None:
             self._events.write(kind, values)
+        if self._task is not None:
+            self._task.event(kind, values)
 
     def _show(self, **values: Any) -> None:
         self._shown |= values
@@ -122,6 +130,8 @@ class StageIO:
     def record_round(self, row: dict[str, Any]) -> None:
         """Append one round of the controller to the history, while the run goes on."""
         self._shown |= {"ratio": row["after"]["p"], "sigma": row["after"]["std"]}
+        if self._task is not None:
+            self._task.event("round", row)
         if self._history is not None:
             times = row["time"]
             self._history.write("round", {k: v for k, v in row.items() if k != "time"}, times)

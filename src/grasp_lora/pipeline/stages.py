@@ -176,6 +176,7 @@ def search_stage(run: Run, adapters: Sequence[AdapterFactors]) -> dict[str, Any]
         return done
     run.cut_notes("train", "micro_dev")
     found = search(run.setup, adapters, run.io(stage))
+    run.progress.result("search", p_star=found.p_star)
     if found.final is not None:
         _save_bank(stage, found.final.bank)
     result = stage.finish(
@@ -185,6 +186,7 @@ def search_stage(run: Run, adapters: Sequence[AdapterFactors]) -> dict[str, Any]
             "best": list(found.estimate.best),
             "intervals": [list(pair) for pair in found.estimate.intervals] if found.estimate.intervals else None,
             "interval": list(found.interval) if found.interval else None,
+            "estimate": found.estimate.to_dict(),
             "rounds": found.rounds,
             "evaluations": found.evaluations,
             "probe_tokens": found.probe_tokens,
@@ -229,7 +231,7 @@ def final_stage(run: Run, adapters: Sequence[AdapterFactors], where: float | Mer
         bank = run.setup.bank(adapters)
         bank.load_state(safetensors.torch.load(kept.read_bytes()))
         facts = {"ratio": point.ratio, "point": point.to_dict(), "density": bank.density(), "flips": []}
-        stage.finish({**facts, "reused": True, "outcome": done["outcome"]})
+        stage.finish({**facts, "densities": bank.densities(), "reused": True, "outcome": done["outcome"]})
     return load_final(run, adapters, stage)
 
 
@@ -248,6 +250,7 @@ def finalize_stage(
                 "ratio": point.ratio,
                 "point": point.to_dict(),
                 "density": final.density,
+                "densities": final.bank.densities(),
                 "flips": list(final.flips),
                 "probe_tokens": final.probe_tokens,
                 "outcome": outcome_row(final.outcome),

@@ -24,7 +24,9 @@ from ..runs import (
     StageFolder,
     build_manifest,
     changed_inputs,
+    check_trackers,
     graceful_interrupt,
+    tracked,
 )
 from .accounts import cost, score_table
 from .adapters import read_adapter
@@ -125,8 +127,12 @@ def working(
             checked = preflight(config, needs, extra)
             for warning in checked.warnings:
                 shown.warn(warning)
-            with open_folder(config, resume=resume, overwrite=overwrite, command=command) as folder:
-                yield Run(config, folder, checked.splits, shown, lambda: flag.requested)
+            check_trackers(config.run.report_to)
+            with (
+                open_folder(config, resume=resume, overwrite=overwrite, command=command) as folder,
+                tracked(shown, config.run.report_to, folder.path, config) as reported,
+            ):
+                yield Run(config, folder, checked.splits, reported, lambda: flag.requested)
 
     return cast(AbstractContextManager[Run], opened())
 
@@ -251,7 +257,7 @@ def export_stage(run: Run, kept: Kept, scores: Mapping[str, Any]) -> dict[str, A
         "merge rule": run.config.merge.rule,
         "system": kept.name,
         "pruned at": kept.point.describe(),
-        "importance": f"{run.config.prune.importance}, {run.config.prune.scope}",
+        "importance": f"{run.config.final_importance}, {run.config.prune.scope}",
         "seed": run.config.seed,
     }
     card = model_card(run.setup.base.name, facts, score_table(scores) if scores else "")
@@ -267,6 +273,7 @@ def export_stage(run: Run, kept: Kept, scores: Mapping[str, Any]) -> dict[str, A
             "rank": exported.rank,
             "density_before_summing": exported.density_before,
             "density_after_summing": exported.density_after,
+            "densities_after_summing": dict(exported.densities_after),
             "adapter_bytes": exported.adapter_bytes,
             "sparse": _relative(run, exported.sparse),
             "sparse_bytes": exported.sparse_bytes,

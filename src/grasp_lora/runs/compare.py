@@ -11,7 +11,7 @@ from ..config import parse_yaml
 
 def config_differences(old: str, new: str, ignore: Sequence[str] = ()) -> list[str]:
     """Return one line per setting that differs between two YAML texts and is not at or below `ignore`."""
-    before, after = _flatten(parse_yaml(old, "saved config.yaml")), _flatten(parse_yaml(new, "configuration"))
+    before, after = flatten(parse_yaml(old, "saved config.yaml")), flatten(parse_yaml(new, "configuration"))
     absent = object()
     return [
         f"{name}: {_show(before, name)} in the run, {_show(after, name)} now"
@@ -25,12 +25,13 @@ def _same(left: Any, right: Any) -> bool:
     return bool(left == right) and isinstance(left, bool) == isinstance(right, bool)
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted name."""
     if not isinstance(tree, Mapping) or (not tree and prefix):
         return {prefix: tree} if prefix else {}
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}.{key}" if prefix else str(key))
+        flat |= flatten(value, f"{prefix}.{key}" if prefix else str(key))
     return flat
 
 

@@ -24,7 +24,8 @@ from .lock import LOCK_FILE, FolderLock
 MARKER = ".grasp-run"
 FORMAT = 1
 FILES = ("config.yaml", "manifest.json", "events.jsonl", "results.json")
-FOLDERS = ("stages", "export", "report")
+TRACKERS = "trackers"
+FOLDERS = ("stages", "export", "report", TRACKERS)
 RESULT = "result.json"
 _STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 

@@ -14,11 +14,14 @@ import socket
 import sys
 import weakref
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 from ..errors import RunError
 from .atomic import disk_errors
 
 LOCK_FILE = ".lock"
+Owner: TypeAlias = Literal["nobody", "here", "elsewhere"]
+"""Who works in a run folder: a living process of this machine, one of another machine, or nobody."""
 
 
 class FolderLock:
@@ -53,6 +56,27 @@ class FolderLock:
     def release(self) -> None:
         """Give the folder free; releasing twice is allowed."""
         self._finalizer()
+
+
+def who_works(folder: str | Path) -> Owner:
+    """Say whether a process holds the lock of a run folder, by what stands in it; nothing is locked to find out.
+
+    An owner on another machine cannot be asked whether it lives.
+    """
+    try:
+        owner = (Path(folder) / LOCK_FILE).read_bytes()
+    except FileNotFoundError:
+        return "nobody"
+    except OSError as error:
+        raise RunError(
+            f"{Path(folder) / LOCK_FILE} cannot be read ({error.strerror}). Check its permissions."
+        ) from None
+    pid, machine = _parse_owner(owner)
+    if pid is None:
+        return "nobody"
+    if machine != _machine():
+        return "elsewhere"
+    return "nobody" if _is_dead(pid) else "here"
 
 
 def _machine() -> str:

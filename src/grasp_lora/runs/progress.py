@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: live bars on a terminal, plain lines elsewhere, or nothing.
+"""Where stages report to while a run goes on, and two of the places: plain lines, or nothing (`dashboard`: a terminal).
 
 All of it goes to standard error and none of it feeds back into the computation: wall time decides only what
 is shown.
@@ -10,19 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, TextIO
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.progress import Progress as RichBars
-from rich.text import Text
+from typing import Any, Protocol, TextIO
 
 Value = float | int | str
 PLAIN_INTERVAL = 10.0  # seconds between two plain lines of one stage
@@ -33,6 +21,9 @@ class Task(Protocol):
 
     def advance(self, n: int = 1, **values: Value) -> None:
         """Count `n` units and show `values` (loss=..., ratio=..., sigma=...); earlier ones stay shown."""
+
+    def event(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Take note of a `step`, an `epoch` or a `round`, with the fields of its line in the run folder's logs."""
 
 
 class Progress(Protocol):
@@ -47,13 +38,8 @@ class Progress(Protocol):
     def warn(self, text: str) -> None:
         """Show a line about something that may be wrong."""
 
-
-def make_progress(quiet: bool = False, stream: TextIO | None = None) -> Progress:
-    """Return live bars when `stream` (standard error) is a terminal, else plain lines; or nothing."""
-    if quiet:
-        return QuietProgress()
-    stream = sys.stderr if stream is None else stream
-    return RichProgress(Console(file=stream)) if Console(file=stream).is_terminal else PlainProgress(stream)
+    def result(self, title: str, **values: float) -> None:
+        """Take note of what a stage found."""
 
 
 def format_values(values: Mapping[str, Value]) -> str:
@@ -90,9 +76,15 @@ class QuietProgress:
     def warn(self, text: str) -> None:
         """Show nothing."""
 
+    def result(self, title: str, **values: float) -> None:
+        """Show nothing."""
+
 
 class _QuietTask:
     def advance(self, n: int = 1, **values: Value) -> None:
+        """Show nothing."""
+
+    def event(self, kind: str, fields: Mapping[str, Any]) -> None:
         """Show nothing."""
 
 
@@ -124,6 +116,10 @@ class PlainProgress:
         """Write one line marked as a warning."""
         self.note(f"warning: {text}")
 
+    def result(self, title: str, **values: float) -> None:
+        """Write one line."""
+        self.note(f"{title}: {format_values(values)}")
+
 
 class _PlainTask:
     def __init__(self, progress: PlainProgress, title: str, total: int | None, clock: Callable[[], float]) -> None:
@@ -141,6 +137,9 @@ class _PlainTask:
             self._shown = now
             self._progress.note(self.line(self._remaining(now)))
 
+    def event(self, kind: str, fields: Mapping[str, Any]) -> None:
+        """Show nothing: the lines carry the values of `advance`."""
+
     def line(self, ending: str) -> str:
         """Return the stage's state as one line."""
         if ending in {"done", "stopped"}:
@@ -152,57 +151,3 @@ class _PlainTask:
         if self._total is None or not 0 < self._done < self._total:
             return ""
         return f"{format_duration((now - self._start) / self._done * (self._total - self._done))} left"
-
-
-class RichProgress:
-    """Live bars, one per stage in progress; a finished stage leaves one line."""
-
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
-        self._bars = RichBars(
-            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
-            MofNCompleteColumn(), TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[shown]}", markup=False),
-            console=self._console, transient=True,
-        )  # fmt: skip
-        self._depth = 0
-
-    @contextmanager
-    def stage(self, title: str, total: int | None = None) -> Iterator[Task]:
-        """Show a bar while the block runs, then one line with its last values."""
-        if self._depth == 0:
-            self._bars.start()
-        self._depth += 1
-        task = _RichTask(self._bars, self._bars.add_task(title, total=total, shown=""))
-        ending = "stopped"
-        try:
-            yield task
-            ending = "done"
-        finally:
-            self._depth -= 1
-            took = format_duration(self._bars.tasks[self._bars.task_ids.index(task.id)].elapsed or 0.0)
-            self._bars.remove_task(task.id)
-            if self._depth == 0:
-                self._bars.stop()
-            self.note("  ".join(part for part in (title, task.shown, f"{ending} after {took}") if part))
-
-    def note(self, text: str) -> None:
-        """Print one line above the bars."""
-        self._console.print(Text(text), soft_wrap=True)
-
-    def warn(self, text: str) -> None:
-        """Print one line above the bars, marked as a warning."""
-        self._console.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
-
-
-class _RichTask:
-    def __init__(self, bars: RichBars, task_id: TaskID) -> None:
-        self._bars, self.id = bars, task_id
-        self._values: dict[str, Value] = {}
-        self.shown = ""
-
-    def advance(self, n: int = 1, **values: Value) -> None:
-        """Move the bar and renew the values beside it."""
-        self._values.update(values)
-        self.shown = format_values(self._values)
-        self._bars.update(self.id, advance=n, shown=self.shown)
