@@ -54,7 +54,7 @@ def cells(world):
 
 def settings(world, **changes):
     section = {"methods": METHOD_NAMES, "cells": cells(world), "seeds": [42, 7], "lrs": [0.01, 0.02]}
-    plain = {"evaluate__metrics": ["loss", "f1"], "data__target": None, "run__dir": world.root / "cmp"}
+    plain = {"evaluate__metrics": ["loss", "f1", "chrf"], "data__target": None, "run__dir": world.root / "cmp"}
     return compare_config(world.config(**plain, compare=section | changes.pop("compare", {}), **changes))
 
 
@@ -91,10 +91,12 @@ def test_the_records_hold_every_row_of_every_cell(whole):
         assert [row["row"] for row in cell["rows"]] == METHOD_NAMES
         assert cell["examples"] == 3
         for row in cell["rows"]:
-            assert set(row["scores"]) == {"loss", "f1"}
+            assert set(row["scores"]) == {"loss", "f1", "chrf"}
+            # A corpus score has no value per example: no interval over seeds, no paired difference.
+            assert row["scores"]["chrf"]["interval"] is None
+            assert set(row["against"]) == (set() if row["row"] == "merged" else {"loss", "f1"})
             assert [seed["seed"] for seed in row["seeds"]] == [42, 7]
             assert (row["lr"] is not None) == METHODS[row["method"]].runs
-            assert bool(row["against"]) == (row["row"] != "merged")
             labels = {"train": 6, "dev": 3, "micro_dev": 3}
             for seed in row["seeds"]:
                 assert seed["cost"]["labels"] == {name: labels[name] for name in METHODS[row["method"]].labels}
@@ -189,6 +191,17 @@ def test_a_finished_comparison_resumes_to_itself_and_more_methods_may_join(whole
     after = results(world)
     assert {key: after[key] for key in before} == before
     assert set(after) - set(before) == {f"{cell}.{seed}.svd" for cell in ("one", "two") for seed in (42, 7)}
+
+
+def test_the_grid_also_shows_what_hindsight_would_choose(world):
+    done = compare(small(world, methods=["grid"], reference="grid"))
+    (row,) = done.records["cells"][0]["rows"]
+    (seed,) = row["seeds"]
+    found = seed["hindsight"]
+    assert list(found) == [f"p={step / 10:.1f}" for step in range(1, 9)]
+    assert found[f"p={seed['ratio']:.1f}"] == pytest.approx(seed["scores"]["loss"])
+    best = min(found, key=found.get)
+    assert f"the best of grid of 8 is {best}: p=0.1 " in done.tables
 
 
 # --- stopping and going on --------------------------------------------------------------------------------------
