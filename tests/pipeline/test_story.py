@@ -13,9 +13,10 @@ from grasp_lora.adapters.inject import Injection
 from grasp_lora.adapters.sparse import load_sparse
 from grasp_lora.errors import AdapterError, RunError
 from grasp_lora.pipeline.models import load_base
+from grasp_lora.pipeline.opening import saved_config, working
 from grasp_lora.pipeline.plan import make_plan
 from grasp_lora.pipeline.stages import all_adapters, load_final
-from grasp_lora.pipeline.story import grasp_factors, run_pipeline, saved_config, working
+from grasp_lora.pipeline.story import grasp_factors, run_pipeline
 from grasp_lora.report import write_report
 from grasp_lora.report.content import run_content
 from grasp_lora.report.records import read_run

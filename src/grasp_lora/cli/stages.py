@@ -52,7 +52,7 @@ class _Stage:
         self, work: Callable[[Run], dict[str, Any]], first: Callable[[Run], object] = lambda _run: None
     ) -> dict[str, Any]:
         """Do `work`; `first` checks what earlier stages must have left, before anything is removed."""
-        from ..pipeline.story import default_folder, working
+        from ..pipeline.opening import default_folder, working
         from ..runs import make_progress
         from ..runs.folder import MARKER
 

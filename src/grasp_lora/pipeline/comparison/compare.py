@@ -28,7 +28,7 @@ from ...runs import (
 )
 from ..checks import preflight
 from ..models import resolve_device
-from ..story import clean_stops, inputs_of
+from ..opening import clean_stops, inputs_of
 from .gather import gather
 from .schedule import Pool
 from .tuning import Tuning, choose
