@@ -482,9 +482,9 @@ def test_bad_settings_stop_before_anything_is_made(changes, kind, message, world
         ({"seeds": [1, 1]}, "seeds are named twice: 1"),
         ({"seeds": []}, "compare.seeds"),
         ({"cells": [{"name": "A cell"}]}, "a name is made of lower-case letters"),
-        ({"cells": [{"name": "a", "target": {"tests": "x"}}]}, "compare.cells.0.target.tests"),
-        ({"lrs": [0]}, "compare.lrs.0"),
-        ({"cells": [{"name": "a", "langage": "ar"}]}, "'compare.cells.0.langage'. Did you mean 'language'?"),
+        ({"cells": [{"name": "a", "target": {"tests": "x"}}]}, "compare.cells.target.tests"),
+        ({"lrs": [0]}, "compare.lrs: Input should be greater than 0"),
+        ({"cells": [{"name": "a", "langage": "ar"}]}, "'compare.cells.langage'. Did you mean 'language'?"),
     ],
 )
 def test_settings_of_the_wrong_form_are_refused(changes, message, world):
