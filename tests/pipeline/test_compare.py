@@ -249,6 +249,14 @@ def test_killed_in_the_middle_of_a_unit(unit, uninterrupted, world, monkeypatch)
     assert "≥ " in tables(records)
 
 
+def test_runs_of_other_code_are_told(world, monkeypatch):
+    compare(small(world, methods=["zero_shot"], reference="zero_shot"))
+    monkeypatch.setattr("grasp_lora.pipeline.comparison.worker._code", lambda: "another")
+    done = compare(small(world, methods=["zero_shot", "merged"]), resume=True)
+    assert len(done.records["codes"]) == 2
+    assert "made by 2 versions of the code" in done.tables
+
+
 def test_a_unit_killed_before_its_settings_were_saved_starts_anew(world):
     config = small(world, methods=["zero_shot"], reference="zero_shot")
     compare(config)
@@ -474,9 +482,9 @@ def test_bad_settings_stop_before_anything_is_made(changes, kind, message, world
         ({"seeds": [1, 1]}, "seeds are named twice: 1"),
         ({"seeds": []}, "compare.seeds"),
         ({"cells": [{"name": "A cell"}]}, "a name is made of lower-case letters"),
-        ({"cells": [{"name": "a", "target": {"tests": "x"}}]}, "compare.cells.0.target.tests"),
-        ({"lrs": [0]}, "compare.lrs.0"),
-        ({"cells": [{"name": "a", "langage": "ar"}]}, "'compare.cells.0.langage'. Did you mean 'language'?"),
+        ({"cells": [{"name": "a", "target": {"tests": "x"}}]}, "compare.cells.target.tests"),
+        ({"lrs": [0]}, "compare.lrs: Input should be greater than 0"),
+        ({"cells": [{"name": "a", "langage": "ar"}]}, "'compare.cells.langage'. Did you mean 'language'?"),
     ],
 )
 def test_settings_of_the_wrong_form_are_refused(changes, message, world):
@@ -536,6 +544,8 @@ def test_the_command(cli, world):
     said = cli("compare", "--config", str(file), "--methods", "zero_shot,merged", "--resume", "--json", "--quiet")
     assert [row["row"] for row in json.loads(said.out)["cells"][0]["rows"]] == ["zero_shot", "merged"]
     assert cli("compare", "--config", str(file), "--methods", "nothing").code == 2
+    said = cli("compare", "--config", str(file), "--methods", "ties,ties")
+    assert (said.code, "named twice: ties" in said.error) == (2, True)
     said = cli("compare", "--config", str(file), "--jobs", "3", "--print-config")
     assert "jobs: 3" in said.out
     wild = world.file("w.yaml", run__dir=world.root / "wild", evaluate__metrics=["loss"],

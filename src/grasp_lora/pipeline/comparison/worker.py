@@ -21,6 +21,7 @@ from ...data import load_splits
 from ...errors import GraspError, Interrupted
 from ...runs import QuietProgress, RunFolder, StageFolder, read_json, write_json_atomic
 from ...runs.folder import MARKER
+from ...runs.manifest import code_identity
 from ...training.setup import Base
 from ..accounts import cost
 from ..deployment import PeakMemory
@@ -49,6 +50,12 @@ class Done:
     def interrupted(self) -> bool:
         """Whether a stop was asked for before the unit was done."""
         return self.exit_code == Interrupted.exit_code
+
+
+@lru_cache(maxsize=1)
+def _code() -> str:
+    """Return the hash of the package's files when this process began: a comparison may go on under other code."""
+    return str(code_identity()["source_sha256"])
 
 
 @lru_cache(maxsize=1)
@@ -87,7 +94,8 @@ def _run(unit: Unit, stop_requested: Callable[[], bool]) -> dict[str, Any]:
         if unit.role is None:
             found = _judged(run, unit, method, made)
             spent["labels"] = {split: len(run.splits.target[split]) for split in method.splits(run.config)}
-        head = {"cell": unit.cell, "row": unit.row, "role": unit.role, "seed": unit.config.seed, "lr": unit.lr}
+        head = {"cell": unit.cell, "row": unit.row, "role": unit.role, "seed": unit.config.seed, "lr": unit.lr,
+                "code": _code()}  # fmt: skip
         return StageFolder(unit.path).finish(head | {"cost": spent} | found)
 
 
