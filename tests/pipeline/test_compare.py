@@ -257,6 +257,15 @@ def test_runs_of_other_code_are_told(world, monkeypatch):
     assert "made by 2 versions of the code" in done.tables
 
 
+def test_a_result_under_other_settings_is_not_taken_for_this_one(world):
+    compare(small(world, methods=["zero_shot", "merged"]))
+    changed = [cells(world)[0] | {"set": {"finalize.lr_decay": 0.5}}]
+    done = compare(small(world, methods=["zero_shot", "merged"], cells=changed), resume=True)
+    assert done.exit_code == RunError.exit_code
+    assert len(done.records["failed"]) == 2
+    assert "finalize.lr_decay: 0.85 in the run, 0.5 now" in done.records["failed"][0]["error"]
+
+
 def test_a_unit_killed_before_its_settings_were_saved_starts_anew(world):
     config = small(world, methods=["zero_shot"], reference="zero_shot")
     compare(config)
