@@ -189,7 +189,7 @@ def ratio_line(records: Sequence[dict[str, Any]]) -> str:
         low, high = record["results"]["interval"] or (None, None)
         interval = f" [{low:.2f}, {high:.2f}]" if low is not None else ""
         results, search = record["results"], record["results"]["search"]
-        strength = f", strength {results['point']['strength']:.2f}"
+        strength = f", strength {search['point']['strength']:.2f}"
         spent = f"after {search['evaluations']} evaluations in {search['outcome']['steps']} steps"
         shown.append(f"ratio {results['p_star']:.2f}{interval}{strength}, {spent} ({search['stop_reason']})")
     return "Learned (90 % interval): " + "; ".join(shown) + "."
