@@ -19,6 +19,7 @@ MESH = {1: GRID, 2: 41, 3: 17}
 """Points per axis at which the curve is judged; beyond three axes a Sobol set of SOBOL points takes their place."""
 SOBOL = 4096
 FINE = 9
+DOUBT = 1.0
 
 
 @dataclass(frozen=True)
@@ -165,12 +166,21 @@ def _name(posterior: _Posterior, places: Matrix, curves: _Curves, settings: Esti
     if len(settings.bounds) == 1:
         line, points = curves, places
     else:
+        best = places[int(np.argmin(_surely(curves)))]
         near = _near(settings.bounds, best)
-        best = near[int(np.argmin(posterior.at(near).mean))]
+        best = near[int(np.argmin(_surely(posterior.at(near))))]
         points = _line(settings.bounds, best, 0)
         line = posterior.at(points)
     start = int(np.argmin(np.abs(points[:, 0] - best[0])))
     return line, points[_sparser(line.mean, line.noisy, start, settings.plateau)]
+
+
+def _surely(curves: _Curves) -> Vector:
+    """Return the mean with DOUBT standard deviations added, shape (G,).
+
+    Of several axes some corner is always far from every probe, and there the fit may promise what nobody has seen.
+    """
+    return np.asarray(curves.mean + DOUBT * curves.noisy.std(axis=0))
 
 
 def _near(bounds: Bounds, point: Vector) -> Matrix:

@@ -1,0 +1,55 @@
+"""The page of real input and the README's table are what the committed records say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORDS, PAGE = ROOT / "benchmarks" / "real" / "records.json", ROOT / "docs" / "results-real.md"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("real_input_under_test", ROOT / "scripts" / "real_input.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_is_what_the_records_say(script, monkeypatch, tmp_path):
+    out = tmp_path / "page.md"
+    monkeypatch.setattr(sys, "argv", ["real_input.py", "page", "--records", str(RECORDS), "--out", str(out)])
+    script.main()
+    assert out.read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")
+
+
+def test_the_readme_shows_the_recorded_losses(script):
+    runs = json.loads(RECORDS.read_text(encoding="utf-8"))["runs"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme[readme.index("<!-- results: real -->") :]
+    for system, label in script.SYSTEMS.items():
+        values = [script.value(run, system, "loss") for run in runs]
+        if None in values:
+            continue
+        (row,) = re.findall(rf"^\| {re.escape(label)} \|(.*)\|$", table, flags=re.MULTILINE)
+        assert [cell.strip() for cell in row.split("|")] == [f"{value:.3f}" for value in values]
+
+
+def test_merging_and_pruning_beats_the_target_alone_on_questions(script):
+    runs = json.loads(RECORDS.read_text(encoding="utf-8"))["runs"]
+    questions = [run for run in runs if run["task"] == "qa"]
+    assert len(questions) == 2
+    assert all(script.value(run, "grasp", "loss") < script.value(run, "target", "loss") for run in questions)
+
+
+def test_records_hold_no_place_of_a_machine():
+    text = RECORDS.read_text(encoding="utf-8")
+    assert not any(start in text for start in ('"/', "=/", "/tmp/", "/home/", "/work/", "/root/"))
