@@ -1,7 +1,7 @@
 """Compare ways to find a prune ratio on landscape files and on families of made-up landscapes; prints Markdown tables.
 
     python scripts/controller_benchmark.py --landscape FILE [--landscape FILE ...] --out RECORDS.json
-    python scripts/controller_benchmark.py --families held-out --seeds 30 --slow-seeds 2 --out RECORDS.json
+    python scripts/controller_benchmark.py --families held-out --seeds 30 --slow-seeds 2 10 --out RECORDS.json
     python scripts/controller_benchmark.py --show RECORDS.json
 
 The records hold every single result, so that the tables can be made again without a run. Optuna's GP sampler takes
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from controller_rivals import CANDIDATES, Job, Way, ways
+from controller_rivals import CANDIDATES, FEW, Job, Way, ways
 from numpy.typing import NDArray
 
 import grasp_lora.controller
@@ -52,14 +52,16 @@ def groups(given: argparse.Namespace) -> dict[str, list[Job]]:
     return {land.name: [(land, seed) for seed in range(given.seeds)] for land in flat}
 
 
-def measure(found: Mapping[str, Way], jobs: Mapping[str, Sequence[Job]], slow: int, workers: int) -> dict[str, Any]:
-    """Run every way on every job; returns `records` by way and group, and `seconds` of wall time per way."""
+def measure(
+    found: Mapping[str, Way], jobs: Mapping[str, Sequence[Job]], slow: Mapping[str, int], workers: int
+) -> dict[str, Any]:
+    """Run every way on every job, those in `slow` on the first so many; returns `records` and wall `seconds` by way."""
     records: Records = {}
     seconds: dict[str, float] = {}
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         for name, way in found.items():
             start = time.perf_counter()
-            most = slow if name.startswith(SLOW) else None
+            most = slow.get(name)
             records[name] = {
                 group: columns(list(pool.map(way, rows[:most], chunksize=2))) for group, rows in jobs.items()
             }
@@ -155,7 +157,10 @@ def main() -> None:
     what.add_argument("--families", choices=["development", "held-out"])
     what.add_argument("--show", type=Path)
     parser.add_argument("--seeds", type=int, default=200)
-    parser.add_argument("--slow-seeds", type=int, default=8, help=f"of {SLOW}; 0 leaves it out")
+    parser.add_argument(
+        "--slow-seeds", type=int, nargs=2, default=(8, 24), metavar=("ALL", "FEW"),
+        help=f"of {SLOW} with all evaluations and with few; 0 leaves it out",
+    )  # fmt: skip
     parser.add_argument("--without-optuna", action="store_true")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--workers", type=int, default=1)
@@ -169,12 +174,13 @@ def main() -> None:
 
 
 def _run(given: argparse.Namespace) -> dict[str, Any]:
-    left_out = "Optuna" if given.without_optuna else SLOW
-    some = given.without_optuna or not given.slow_seeds
-    found = {name: way for name, way in ways(given.rounds).items() if not (some and name.startswith(left_out))}
+    found = ways(given.rounds)
+    slow = {name: given.slow_seeds[f", {FEW * (CANDIDATES + 1)}" in name] for name in found if name.startswith(SLOW)}
+    without = {name for name in found if (given.without_optuna and "Optuna" in name) or slow.get(name) == 0}
+    found = {name: way for name, way in found.items() if name not in without}
     if any("Optuna" in name for name in found) and _optuna_version() is None:
         raise MissingExtraError("optuna", "baselines", "comparing with Optuna's samplers (or add --without-optuna)")
-    saved = {**describe(given), **measure(found, groups(given), given.slow_seeds, given.workers)}
+    saved = {**describe(given), **measure(found, groups(given), slow, given.workers)}
     if given.out:
         write_json_atomic(given.out, saved, indent=None)
     return saved

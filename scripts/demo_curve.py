@@ -210,9 +210,7 @@ def gather(args: argparse.Namespace) -> None:
     systems = runs[0]["results"]["systems"]["grasp"]
     scores = [row["name"] for row in systems["scores"] if row["available"]]
     head = setting(runs[0]["manifest"], f"n = {systems['examples']} test examples", [run["seed"] for run in runs])
-    points = ", ".join(f"{run['results']['search']['point']['strength']:.2f}" for run in runs)
-    ratios = ratio_line(runs).removesuffix(".")
-    print_lines([head, "", *cell_table(runs, scores), "", f"{ratios}. Learned strength: {points}."])
+    print_lines([head, "", *cell_table(runs, scores), "", ratio_line(runs)])
 
 
 def record(folder: Path) -> dict[str, Any]:

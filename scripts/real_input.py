@@ -23,6 +23,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from grasp_lora.metrics.bootstrap import paired_bootstrap
+
 TASKS = {"qa": "qa", "title": "summarization"}
 LANGUAGES = ("ar", "zh")
 COMMON = Path(__file__).resolve().parent.parent / "benchmarks" / "real" / "common.yaml"
@@ -88,7 +90,8 @@ def run_cell(args: argparse.Namespace, folder: str, language: str, seed: int) ->
         f"seed={seed}", f"run.dir={run}", f"adapters.source={adapter}",
     ]  # fmt: skip
     sets += data_sets(args.data, folder, language, "target")
-    record: dict[str, Any] = {"task": folder, "language": language, "seed": seed}
+    seen = len(source_train(args, folder).read_text(encoding="utf-8").splitlines())
+    record: dict[str, Any] = {"task": folder, "language": language, "seed": seed, "source_examples": seen}
     try:
         go_on = ["--resume"] if run.exists() else []
         record["seconds"] = round(grasp(["run", *go_on], args.out / "logs" / f"{name}.log", [*sets, *args.set]), 1)
@@ -96,7 +99,14 @@ def run_cell(args: argparse.Namespace, folder: str, language: str, seed: int) ->
         return record | {"error": str(error)}
     record["results"] = json.loads((run / "results.json").read_text(encoding="utf-8"))
     record["manifest"] = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
+    record["losses"] = {name: example_losses(run, name) for name in record["results"]["systems"]}
     return record
+
+
+def example_losses(run: Path, system: str) -> list[float]:
+    """Return the test loss of every example, from which systems are compared in pairs."""
+    lines = (run / "stages" / f"evaluate_{system}" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [round(json.loads(line)["loss"], 5) for line in lines]
 
 
 def tune(args: argparse.Namespace) -> None:
@@ -123,7 +133,7 @@ def tune(args: argparse.Namespace) -> None:
 def write_records(args: argparse.Namespace, records: list[dict[str, Any]]) -> None:
     """Write what is finished so far, in a fixed order, and say which run was the last."""
     ordered = sorted(records, key=lambda r: (r["task"], r["language"], r["seed"]))
-    gathered = {"jobs": args.jobs, "source_examples": args.source_examples, "runs": ordered}
+    gathered = {"jobs": args.jobs, "runs": ordered}
     args.records.write_text(json.dumps(gathered, indent=1), encoding="utf-8")
     last = records[-1]
     print(last["task"], last["language"], last["seed"], last.get("error") or f"{last['seconds']} s", flush=True)
@@ -178,9 +188,24 @@ def ratio_line(records: Sequence[dict[str, Any]]) -> str:
     for record in records:
         low, high = record["results"]["interval"] or (None, None)
         interval = f" [{low:.2f}, {high:.2f}]" if low is not None else ""
-        search = record["results"]["search"]
-        shown.append(f"{record['results']['p_star']:.3f}{interval} after {search['evaluations']} evaluations")
-    return "Learned ratio (90 % interval): " + "; ".join(shown) + "."
+        results, search = record["results"], record["results"]["search"]
+        strength = f", strength {search['point']['strength']:.2f}"
+        spent = f"after {search['evaluations']} evaluations in {search['outcome']['steps']} steps"
+        shown.append(f"ratio {results['p_star']:.2f}{interval}{strength}, {spent} ({search['stop_reason']})")
+    return "Learned (90 % interval): " + "; ".join(shown) + "."
+
+
+def pair_lines(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Return GRASP's loss less that of every other system on the same examples, seeds pooled, with its interval."""
+    lines = []
+    for system in [name for name in SYSTEMS if name != "grasp" and name in records[0]["losses"]]:
+        pairs = [(r["losses"]["grasp"], r["losses"][system]) for r in records]
+        ours, theirs = ([x for pair in pairs for x in pair[side]] for side in (0, 1))
+        found = paired_bootstrap(ours, theirs)
+        low, high = found.interval
+        verdict = "lower" if high < 0 else "higher" if low > 0 else "no difference beyond the noise"
+        lines.append(f"- {SYSTEMS[system]}: {found.difference:+.3f} [{low:+.3f}, {high:+.3f}], {verdict}")
+    return lines
 
 
 def page(args: argparse.Namespace) -> None:
@@ -194,8 +219,13 @@ def page(args: argparse.Namespace) -> None:
     setting = (
         f"Backbone: 22M-parameter English-Arabic-Chinese Llama. Device: {device}, {gathered['jobs']} at a time. "
         f"torch {versions['torch']}, transformers {versions['transformers']}, peft {versions['peft']}. "
-        f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation over seeds. Whole test sets. Loss is nats per "
-        "answer token, mean per example, then over examples."
+        f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation over seeds where there are several. Loss is "
+        "nats per answer token, mean per example, then over the first n test examples; the other scores are of the "
+        "first 100. Source adapters saw "
+        + " and ".join(
+            f"{k} {n} English examples" for k, n in sorted({(r["task"], r["source_examples"]) for r in good})
+        )
+        + "; 50 train, 50 dev and 16 micro-dev examples of the target."
     )
     lines = [
         "# Real input",
@@ -213,7 +243,13 @@ def page(args: argparse.Namespace) -> None:
             scores = [row["name"] for row in cell[0]["results"]["systems"]["grasp"]["scores"] if row["available"]]
             count = cell[0]["results"]["systems"]["grasp"]["examples"]
             lines += [f"## {folder}, {language} (n = {count} test examples)", "", *cell_table(cell, scores), ""]
-            lines += [ratio_line(cell), ""]
+            lines += [
+                ratio_line(cell),
+                "",
+                "GRASP's loss less that of (95 % interval, paired bootstrap over examples):",
+                "",
+            ]
+            lines += [*pair_lines(cell), ""]
     failed = [record for record in gathered["runs"] if "error" in record]
     lines += [f"Failed: {r['task']} {r['language']} {r['seed']}." for r in failed]
     args.out.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")

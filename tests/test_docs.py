@@ -171,8 +171,8 @@ def test_the_scan_finds_what_it_is_for():
         command.startswith("data prepare MLQA_V1/dev/") and "--out data/mlqa-ar" in command for command in commands
     )
     assert ("README.md", "export --config my.yaml") in commands_in_blocks()
-    assert any(line == "finalize --ratio" for _, line in commands_in_sentences())
-    assert ("README.md", "merge.strength") in shown_settings()
+    assert ("README.md", "evaluate --adapter FOLDER") in commands_in_sentences()
+    assert ("README.md", "controller.policy=ratio") in shown_settings()
     assert ("README.md", "run.dir=runs/mine") in shown_settings()
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grasp_lora.rng import derive_seed, forked_global_state, numpy_generator, torch_generator
+from grasp_lora.rng import derive_seed, forked_global_state, forked_numpy_state, numpy_generator, torch_generator
 
 SEEDS = st.integers(-(2**70), 2**70)
 NAMES = st.lists(st.text(max_size=8) | st.integers(), max_size=3)
@@ -71,6 +71,21 @@ def test_making_and_using_generators_leaves_the_global_state_alone():
 def dropped(seed, *names):
     with forked_global_state(seed, *names):
         return torch.nn.functional.dropout(torch.ones(64), 0.5)
+
+
+def test_a_block_of_forked_numpy_state_repeats_and_puts_everything_back():
+    before = np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    drawn = []
+    for names in (("a",), ("a",), ("b",)):
+        with forked_numpy_state(1, *names):
+            drawn.append((np.random.random(), random.random()))  # noqa: NPY002
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] != drawn[2][0]
+    assert drawn[0][1] != drawn[2][1]
+    with pytest.raises(ZeroDivisionError), forked_numpy_state(1):
+        _ = 1 / 0
+    assert np.array_equal(np.random.get_state()[1], before[0])  # noqa: NPY002
+    assert random.getstate() == before[1]
 
 
 def test_a_forked_block_repeats_and_puts_the_global_state_back():

@@ -16,6 +16,7 @@ from grasp_lora.config import ControllerConfig
 from grasp_lora.controller import Controller
 from grasp_lora.controller.families import FAMILIES, member
 from grasp_lora.controller.landscape import Landscape, landscape_from
+from grasp_lora.controller.plane import plane_from
 from grasp_lora.controller.replay import NOTE, read_history, replay, replay_file
 from grasp_lora.controller.simulate import run_controller, simulate, simulate_files
 from grasp_lora.controller.slices import Slice, read_landscape
@@ -142,6 +143,19 @@ def test_simulate_refuses_nothing_to_do() -> None:
         simulate([landscape_from(PLAIN, "x")], ControllerConfig(), seeds=0, rounds=1)
 
 
+def test_the_released_rule_knows_ratios_only() -> None:
+    plane = plane_from(
+        {
+            **{k: v for k, v in PLAIN.items() if k not in ("p", "loss", "shift_sd")},
+            "axis": "strength", "p": [0.0, 1.0], "q": [0.5, 1.0], "loss": [[2.0, 1.0], [1.0, 2.0]],
+            "shift_sd": [0.0, 0.0],
+        },
+        "here",
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="landscape steps has 2 coordinates"):
+        simulate([plane], ControllerConfig(preset="released"), seeds=1, rounds=2)
+
+
 def test_processes_change_nothing(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(VALLEY))
@@ -161,6 +175,7 @@ def test_simulation_takes_settings_that_have_an_effect_only(tmp_path: Path) -> N
         "controller.interval=5": "landscapes count rounds",
         "controller.seed=5": "--seeds",
         "controller.rounds=5": "--rounds",
+        "controller.policy=ratio_weights": "a landscape file has its own coordinates",
         "merge.strength=0.5": "only controller.KEY=VALUE",
         "controller=5": "a section, not a value",
         "controller.p_mx=0.5": "Did you mean 'p_max'",
@@ -241,9 +256,9 @@ def test_replay_of_means_only_has_no_interval_and_takes_overrides(tmp_path: Path
     assert {row["mean"] for row in still["rounds"]} == {0.4}
     (short,) = replay_file(path, sets=["controller.rounds=2"])["runs"]
     assert short["rounds"] == released["rounds"][:2]
-    for key in ("interval", "candidates"):
+    for key, value in {"interval": 2, "candidates": 2, "policy": "ratio"}.items():
         with pytest.raises(ConfigError, match=f"controller.{key}: has no effect here"):
-            replay_file(path, sets=[f"controller.{key}=2"])
+            replay_file(path, sets=[f"controller.{key}={value}"])
 
 
 def test_a_run_folder_brings_its_settings(tmp_path: Path) -> None:

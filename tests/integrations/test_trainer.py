@@ -90,6 +90,23 @@ def test_a_search_is_the_one_of_our_own_loop(importance, tmp_path):
     assert [row["round"] for row in callback.history] == list(range(7))
 
 
+def test_one_training_that_searches_and_keeps_its_adapter(tmp_path):
+    world = World(finalize={"adapter": "reuse"}, search={"epochs": 2, "lr": 0.01, "lr_decay": 1.0})
+    world.work = pico_setup(world.model, world.config, dev=0)
+    items = world.work.items("train")
+    orders = [epoch_order(len(items), world.work.config.seed, epoch) for epoch in range(2)]
+    world.train = rows([items[i] for order in orders for i in order])
+    ours = api.search(world.work, world.adapters)
+    merged = world.merged()
+    callback = GraspCallback(merged, world.micro)
+    trainer = world.trainer(merged, callback, tmp_path)
+    trainer.train()
+    assert trainer.state.global_step == ours.outcome.steps == len(world.train)
+    assert callback.result().best == ours.best
+    assert torch.equal(merged.bank.kept, ours.final.bank.kept)
+    assert torch.allclose(merged.values, ours.final.bank.values, atol=1e-6)
+
+
 def test_clipping_sees_the_same_gradients(tmp_path):
     world = World(search={"epochs": 1, "lr": 0.01, "lr_decay": 1.0, "max_grad_norm": 0.5, "accumulation": 3})
     world.config = {**world.config, "finalize": world.config["search"]}

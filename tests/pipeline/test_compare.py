@@ -54,7 +54,7 @@ def cells(world):
 
 def settings(world, **changes):
     section = {"methods": METHOD_NAMES, "cells": cells(world), "seeds": [42, 7], "lrs": [0.01, 0.02]}
-    plain = {"evaluate__metrics": ["loss", "f1"], "data__target": None, "run__dir": world.root / "cmp"}
+    plain = {"evaluate__metrics": ["loss", "f1", "chrf"], "data__target": None, "run__dir": world.root / "cmp"}
     return compare_config(world.config(**plain, compare=section | changes.pop("compare", {}), **changes))
 
 
@@ -91,10 +91,12 @@ def test_the_records_hold_every_row_of_every_cell(whole):
         assert [row["row"] for row in cell["rows"]] == METHOD_NAMES
         assert cell["examples"] == 3
         for row in cell["rows"]:
-            assert set(row["scores"]) == {"loss", "f1"}
+            assert set(row["scores"]) == {"loss", "f1", "chrf"}
+            # A corpus score has no value per example: no interval over seeds, no paired difference.
+            assert row["scores"]["chrf"]["interval"] is None
+            assert set(row["against"]) == (set() if row["row"] == "merged" else {"loss", "f1"})
             assert [seed["seed"] for seed in row["seeds"]] == [42, 7]
             assert (row["lr"] is not None) == METHODS[row["method"]].runs
-            assert bool(row["against"]) == (row["row"] != "merged")
             labels = {"train": 6, "dev": 3, "micro_dev": 3}
             for seed in row["seeds"]:
                 assert seed["cost"]["labels"] == {name: labels[name] for name in METHODS[row["method"]].labels}
@@ -191,6 +193,17 @@ def test_a_finished_comparison_resumes_to_itself_and_more_methods_may_join(whole
     assert set(after) - set(before) == {f"{cell}.{seed}.svd" for cell in ("one", "two") for seed in (42, 7)}
 
 
+def test_the_grid_also_shows_what_hindsight_would_choose(world):
+    done = compare(small(world, methods=["grid"], reference="grid"))
+    (row,) = done.records["cells"][0]["rows"]
+    (seed,) = row["seeds"]
+    found = seed["hindsight"]
+    assert list(found) == [f"p={step / 10:.1f}" for step in range(1, 9)]
+    assert found[f"p={seed['ratio']:.1f}"] == pytest.approx(seed["scores"]["loss"])
+    best = min(found, key=found.get)
+    assert f"the best of grid of 8 is {best}: p=0.1 " in done.tables
+
+
 # --- stopping and going on --------------------------------------------------------------------------------------
 
 
@@ -234,6 +247,23 @@ def test_killed_in_the_middle_of_a_unit(unit, uninterrupted, world, monkeypatch)
     assert json.loads(attempts.read_text()) == {"attempts": 2}
     records = json.loads((world.root / "cmp" / "results.json").read_text())
     assert "≥ " in tables(records)
+
+
+def test_runs_of_other_code_are_told(world, monkeypatch):
+    compare(small(world, methods=["zero_shot"], reference="zero_shot"))
+    monkeypatch.setattr("grasp_lora.pipeline.comparison.worker._code", lambda: "another")
+    done = compare(small(world, methods=["zero_shot", "merged"]), resume=True)
+    assert len(done.records["codes"]) == 2
+    assert "made by 2 versions of the code" in done.tables
+
+
+def test_a_result_under_other_settings_is_not_taken_for_this_one(world):
+    compare(small(world, methods=["zero_shot", "merged"]))
+    changed = [cells(world)[0] | {"set": {"finalize.lr_decay": 0.5}}]
+    done = compare(small(world, methods=["zero_shot", "merged"], cells=changed), resume=True)
+    assert done.exit_code == RunError.exit_code
+    assert len(done.records["failed"]) == 2
+    assert "finalize.lr_decay: 0.85 in the run, 0.5 now" in done.records["failed"][0]["error"]
 
 
 def test_a_unit_killed_before_its_settings_were_saved_starts_anew(world):
@@ -461,9 +491,9 @@ def test_bad_settings_stop_before_anything_is_made(changes, kind, message, world
         ({"seeds": [1, 1]}, "seeds are named twice: 1"),
         ({"seeds": []}, "compare.seeds"),
         ({"cells": [{"name": "A cell"}]}, "a name is made of lower-case letters"),
-        ({"cells": [{"name": "a", "target": {"tests": "x"}}]}, "compare.cells.0.target.tests"),
-        ({"lrs": [0]}, "compare.lrs.0"),
-        ({"cells": [{"name": "a", "langage": "ar"}]}, "'compare.cells.0.langage'. Did you mean 'language'?"),
+        ({"cells": [{"name": "a", "target": {"tests": "x"}}]}, "compare.cells.target.tests"),
+        ({"lrs": [0]}, "compare.lrs: Input should be greater than 0"),
+        ({"cells": [{"name": "a", "langage": "ar"}]}, "'compare.cells.langage'. Did you mean 'language'?"),
     ],
 )
 def test_settings_of_the_wrong_form_are_refused(changes, message, world):
@@ -523,6 +553,8 @@ def test_the_command(cli, world):
     said = cli("compare", "--config", str(file), "--methods", "zero_shot,merged", "--resume", "--json", "--quiet")
     assert [row["row"] for row in json.loads(said.out)["cells"][0]["rows"]] == ["zero_shot", "merged"]
     assert cli("compare", "--config", str(file), "--methods", "nothing").code == 2
+    said = cli("compare", "--config", str(file), "--methods", "ties,ties")
+    assert (said.code, "named twice: ties" in said.error) == (2, True)
     said = cli("compare", "--config", str(file), "--jobs", "3", "--print-config")
     assert "jobs: 3" in said.out
     wild = world.file("w.yaml", run__dir=world.root / "wild", evaluate__metrics=["loss"],

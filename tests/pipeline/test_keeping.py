@@ -8,9 +8,10 @@ from world import World, with_peft
 
 from grasp_lora.adapters.inject import Injection
 from grasp_lora.pipeline.models import load_base
+from grasp_lora.pipeline.opening import working
 from grasp_lora.pipeline.rivals import rival_factors
 from grasp_lora.pipeline.stages import all_adapters
-from grasp_lora.pipeline.story import export_finished, run_pipeline, working
+from grasp_lora.pipeline.story import export_finished, run_pipeline
 from grasp_lora.runs import QuietProgress
 
 PROMPTS = torch.arange(3, 43).reshape(2, 20)

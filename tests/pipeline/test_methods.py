@@ -23,10 +23,10 @@ from grasp_lora.baselines.probes import COARSE_RATIOS, probe
 from grasp_lora.errors import AdapterError, ConfigError, DataError, MissingExtraError
 from grasp_lora.pipeline.comparison.worker import _spent
 from grasp_lora.pipeline.finalize import finalize
+from grasp_lora.pipeline.opening import working
 from grasp_lora.pipeline.rivals import context, rival_content, rival_factors, system_factors
 from grasp_lora.pipeline.stageio import StageIO
 from grasp_lora.pipeline.stages import all_adapters
-from grasp_lora.pipeline.story import working
 from grasp_lora.rng import derive_seed
 from grasp_lora.training.setup import Setup
 from pico import undrawn

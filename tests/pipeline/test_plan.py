@@ -53,7 +53,7 @@ def test_the_plan_reads_no_weights_and_leaves_nothing(world, cli, no_weights):
     plan = json.loads(said.out)
     assert said.code == 0
     assert [stage["name"] for stage in plan["stages"]] == [
-        "source_adapter", "target_adapter", "search", "finalize", "evaluate",
+        "source_adapter", "target_adapter", "search", "finalize", "keep", "evaluate",
     ]  # fmt: skip
     # r 2 on q (32, 32) and v (16, 32), two layers, two adapters
     assert plan["trainable"] == 2 * 2 * 2 * ((32 + 32) + (16 + 32))

@@ -15,9 +15,10 @@ from grasp_lora.adapters.masks import rank
 from grasp_lora.adapters.point import MergePoint
 from grasp_lora.errors import ConfigError, RunError
 from grasp_lora.pipeline.finalize import finalize
+from grasp_lora.pipeline.opening import working
 from grasp_lora.pipeline.search import search
 from grasp_lora.pipeline.stages import all_adapters, final_stage
-from grasp_lora.pipeline.story import run_pipeline, working
+from grasp_lora.pipeline.story import run_pipeline
 
 SEARCH = {"epochs": 4, "lr": 1e-4, "batch_size": 2, "accumulation": 1}
 POLICIES = ["ratio_strength", "ratio_weights", "ratio_per_adapter", "ratio_per_module_type"]

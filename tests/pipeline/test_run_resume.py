@@ -6,7 +6,7 @@ import pytest
 from world import RIVALS, World, lines, tree_bytes
 
 from grasp_lora.errors import ConfigError, Interrupted, RunError
-from grasp_lora.pipeline import stageio, story
+from grasp_lora.pipeline import opening, stageio
 from grasp_lora.pipeline.story import run_pipeline
 from grasp_lora.runs import InterruptFlag
 
@@ -59,7 +59,7 @@ def stops_with(monkeypatch, flag):
         def __exit__(self, *_):
             return False
 
-    monkeypatch.setattr(story, "graceful_interrupt", lambda _told: Caught())
+    monkeypatch.setattr(opening, "graceful_interrupt", lambda _told: Caught())
 
 
 def same(left, right):

@@ -13,9 +13,10 @@ from grasp_lora.adapters.inject import Injection
 from grasp_lora.adapters.sparse import load_sparse
 from grasp_lora.errors import AdapterError, RunError
 from grasp_lora.pipeline.models import load_base
+from grasp_lora.pipeline.opening import saved_config, working
 from grasp_lora.pipeline.plan import make_plan
 from grasp_lora.pipeline.stages import all_adapters, load_final
-from grasp_lora.pipeline.story import grasp_factors, run_pipeline, saved_config, working
+from grasp_lora.pipeline.story import grasp_factors, run_pipeline
 from grasp_lora.report import write_report
 from grasp_lora.report.content import run_content
 from grasp_lora.report.records import read_run
@@ -274,7 +275,7 @@ def test_a_report_of_a_real_run_lacks_nothing(done, three, tmp_path):
         assert record.missing == ()
         content = run_content(record, "run1", "run")
         assert [section.key for section in content.sections] == [
-            "scores", "ratio", "diagnostics", "masks", "losses", "examples", "cost", "provenance",
+            "scores", "learned", "diagnostics", "masks", "losses", "examples", "cost", "provenance",
         ]  # fmt: skip
         assert len(content.comparisons) == len(result.results["systems"]) - 1
         written = write_report([result.folder], tmp_path / f"{index}.html", zoom=False)

@@ -38,6 +38,7 @@ def test_tensorboard_has_the_losses_and_the_rounds_of_a_run(world, recorded):
         (row["step"], pytest.approx(max(row["rewards"]), abs=1e-6)) for row in rounds
     ]
     assert recorded["search/reward_2"] == [(row["step"], pytest.approx(row["rewards"][1], abs=1e-6)) for row in rounds]
+    assert recorded["search/strength"] == [(row["step"], pytest.approx(row["applied"][1])) for row in rounds]
     epochs = [event for event in lines(stages / "finalize" / "events.jsonl") if event["kind"] == "epoch"]
     assert [value for _, value in recorded["finalize/dev_loss"]] == [pytest.approx(e["dev_loss"]) for e in epochs]
     assert len(recorded["search/p_star"]) == 1

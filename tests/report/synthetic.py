@@ -189,7 +189,8 @@ def write_run(
         write_stage(run, "finalize", {**final, "outcome": outcome()})
         for number, (name, level) in enumerate(systems.items()):
             write_system(run, name, rows(level, seed=number, **texts))
-        summed = {key.replace(".0.", "."): 0.5 + 0.1 * int(key.split(".")[2]) for key in densities() if ".0." in key}
+        summed = {f"model.layers.{layer}.self_attn.{module}.{part}": 0.5 + 0.1 * layer
+                  for layer in range(3) for module in MODULES for part in "AB"}  # fmt: skip
         exported = {"adapter": "export/adapter", "density_after_summing": 0.6, "densities_after_summing": summed}
         write_stage(run, "export", exported, events=False)
         if finished:

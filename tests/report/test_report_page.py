@@ -19,7 +19,7 @@ from report.synthetic import SYSTEMS, rows, settings, write_lines, write_run
 
 EVIL = '</script><img src=x onerror="alert(1)"> [a](javascript:alert(1)) **b** | c `d` &amp;'
 VOID = {"meta", "br", "img", "link", "input", "hr"}
-SECTIONS = ["scores", "ratio", "diagnostics", "masks", "losses", "examples", "cost", "provenance"]
+SECTIONS = ["scores", "learned", "diagnostics", "masks", "losses", "examples", "cost", "provenance"]
 
 
 class Page(HTMLParser):

@@ -7,7 +7,9 @@ import pytest
 
 from grasp_lora.errors import RunError
 from grasp_lora.report.content import run_content
+from grasp_lora.report.provenance import system_passes
 from grasp_lora.report.records import read_run
+from grasp_lora.report.tables import stage_costs
 from report.synthetic import ROUNDS, SYSTEMS, write_run
 
 
@@ -86,6 +88,20 @@ def test_a_search_of_an_older_version_has_no_curve(run):
     keys = {figure.key for section in run_content(record, "run1", "one").sections for figure in section.figures}
     assert "run1-trajectory-1" in keys
     assert "run1-curve-1" not in keys
+
+
+def test_what_a_system_took_is_all_that_it_needed(record, run):
+    costs = stage_costs(record.stages)
+    passes = {name: row["token_passes"] for name, row in costs.items()}
+    assert passes["search"] == 4 * 5000 + 2 * (500 + 1000)
+    assert system_passes(record, "zero_shot") == 0
+    assert system_passes(record, "source") == passes["source_adapter"]
+    assert system_passes(record, "grasp") == sum(passes[name] for name in ("source_adapter", "search", "finalize"))
+    final = run / "stages" / "finalize" / "result.json"
+    final.write_text(json.dumps(json.loads(final.read_text()) | {"reused": True}))
+    assert system_passes(read_run(run), "grasp") == passes["source_adapter"] + passes["search"]
+    final.unlink()
+    assert system_passes(read_run(run), "grasp") is None
 
 
 def test_systems_that_were_not_asked_for_come_before_ours(tmp_path):

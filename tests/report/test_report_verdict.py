@@ -26,7 +26,7 @@ def judged(tmp_path, **levels):
         ({"target": 0.3, "sequential": -0.3, "grasp": 0.0}, {"target": "wins", "sequential": "loses"}, "bad",
          ("“Target fine-tuned from source” is better than GRASP by 0.3", "use it instead")),
         ({"target": 0.3, "merged": 0.0, "grasp": 0.0}, {"target": "wins", "merged": "ties"}, "even",
-         ("No difference between GRASP and “merged, not pruned” can be shown", "Take the cheaper one")),
+         ("No difference between GRASP and “merged, not pruned” can be shown", "take the cheaper one")),
         ({"target": 0.3, "zero_shot": 2.0, "grasp": 0.0}, {"target": "wins", "zero_shot": "wins"}, "good",
          ("lowest test loss of 3 methods", "“target adapter only”", "0.3")),
     ],

@@ -74,7 +74,7 @@ def show_result(result: RunResult, as_json: bool) -> None:
 def _show_loading(result: RunResult) -> None:
     """Say where the adapter lies, and print lines of Python that load it."""
     from ..pipeline.models import DEMO
-    from ..pipeline.story import saved_config
+    from ..pipeline.opening import saved_config
 
     base, adapter = saved_config(result.folder).model.name_or_path, str(result.adapter)
     imports = ["from peft import PeftModel", "from transformers import AutoModelForCausalLM"]

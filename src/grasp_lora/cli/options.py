@@ -50,14 +50,14 @@ def out(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def with_trackers(sets: list[str] | None, report_to: list[str] | None) -> list[str]:
-    """Return the --set pairs with the --report-to trackers."""
-    return [*(sets or ()), *([f"run.report_to=[{','.join(report_to)}]"] if report_to else [])]
-
-
 def read_config(file: Path | None, sets: list[str] | None, report_to: list[str] | None = None) -> Config:
     """Return the resolved configuration: the file, the --set pairs, the --report-to trackers."""
-    return load_config(file, with_trackers(sets, report_to))
+    return load_config(file, settings(sets, report_to))
+
+
+def settings(sets: list[str] | None, report_to: list[str] | None) -> list[str]:
+    """Return the --set pairs with that of the --report-to trackers, if any."""
+    return [*(sets or ()), *([f"run.report_to=[{','.join(report_to)}]"] if report_to else ())]
 
 
 def shown(config: Config, wanted: bool, as_json: bool) -> bool:

@@ -31,7 +31,7 @@ def init(
 def doctor(config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False) -> None:
     """Say what is installed, what the GPU can do, which extras are missing, and whether all is well."""
     from ..pipeline.doctor import examine
-    from ..pipeline.story import default_folder
+    from ..pipeline.opening import default_folder
     from .examination import show_examination
 
     facts, problems = examine(default_folder(read_config(config, sets)))

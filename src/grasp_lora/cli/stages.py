@@ -52,7 +52,7 @@ class _Stage:
         self, work: Callable[[Run], dict[str, Any]], first: Callable[[Run], object] = lambda _run: None
     ) -> dict[str, Any]:
         """Do `work`; `first` checks what earlier stages must have left, before anything is removed."""
-        from ..pipeline.story import default_folder, working
+        from ..pipeline.opening import default_folder, working
         from ..runs import make_progress
         from ..runs.folder import MARKER
 
@@ -84,7 +84,7 @@ def train_adapter(
     from .console import show_facts
 
     check_choice("--role", role, ("source", "target"))
-    resolved = read_config(config, sets, report_to=report_to)
+    resolved = read_config(config, sets, report_to)
     if getattr(resolved.adapters, role) is not None:
         raise ConfigError(f"adapters.{role} names an adapter already. Remove the setting to train one here.")
 
@@ -112,7 +112,7 @@ def search(
     from ..pipeline.stages import all_adapters, search_stage
     from .console import show_search
 
-    resolved = read_config(config, sets, report_to=report_to)
+    resolved = read_config(config, sets, report_to)
     stage = _Stage(resolved, quiet, overwrite, resume, required_splits(resolved), ["search"])
     show_search(stage.run(lambda opened: search_stage(opened, all_adapters(opened))), as_json)
 
@@ -136,7 +136,7 @@ def finalize(
 
     if ratio is not None:
         check_ratio(ratio)
-    resolved = read_config(config, sets, report_to=report_to)
+    resolved = read_config(config, sets, report_to)
 
     def check(opened: Run) -> None:
         if ratio is None:

@@ -16,8 +16,8 @@ from .options import (
     Sets,
     command_line,
     read_config,
+    settings,
     shown,
-    with_trackers,
 )
 
 app = typer.Typer()
@@ -41,7 +41,7 @@ def run(
     from ..runs import make_progress
     from .console import show_plan, show_result
 
-    resolved = read_config(config, sets, report_to=report_to)
+    resolved = read_config(config, sets, report_to)
     if shown(resolved, print_config, as_json):
         return
     if dry_run:
@@ -67,7 +67,7 @@ def demo(
     from ..runs import make_progress
     from .console import show_result
 
-    resolved = demo_config(with_trackers(sets, report_to))
+    resolved = demo_config(settings(sets, report_to))
     if shown(resolved, print_config, as_json):
         return
     prepare_demo_data(resolved)

@@ -73,7 +73,6 @@ class LoraConfig(Section):
 
     r: PositiveInt = Field(8, description="rank")
     alpha: Positive = Field(32.0, description="the update is scaled by alpha / r")
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     target_modules: tuple[str, ...] | str = Field(
         ("q_proj", "v_proj"), description="names, a regular expression, or all-linear"
     )

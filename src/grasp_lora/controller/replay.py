@@ -40,6 +40,7 @@ HISTORY = Path("stages", "search", "history.jsonl")
 WITHOUT_EFFECT = {
     "interval": "since the rounds are recorded ones",
     "candidates": "since the samples are recorded ones",
+    "policy": "since the recorded points have their own coordinates",
 }
 NOTE = "samples are held fixed: this is what the rule makes of the same probes, not what it would have probed itself"
 

@@ -25,6 +25,7 @@ WITHOUT_EFFECT = {
     "interval": "since landscapes count rounds and not optimizer steps",
     "seed": "since seeds are counted from 0 (--seeds)",
     "rounds": "since the rounds are given by --rounds",
+    **dict.fromkeys(("policy", "strength_min", "strength_max"), "since a landscape file has its own coordinates"),
 }
 FEW_SEEDS = 16
 """Below this many seeds in all, starting processes takes longer than they save."""
@@ -112,7 +113,8 @@ def simulate(
     """Return `{"landscapes": [...]}` with p_star, intervals, regret (nats), evaluations, coverage and width of each.
 
     Raises:
-        ConfigError: no landscape, no seed or no round, or bounds that contradict each other.
+        ConfigError: no landscape, no seed or no round, bounds that contradict each other, or a preset that does not
+            know all coordinates.
 
     """
     for name, value in (
@@ -123,6 +125,12 @@ def simulate(
     ):
         if value < 1:
             raise ConfigError(f"--{name}: at least 1 is needed (got {value}). Give a larger number.")
+    for landscape in landscapes:
+        if config.preset == "released" and landscape.dimensions > 1:
+            raise ConfigError(
+                f"controller.preset: released learns a ratio only, and landscape {landscape.name} has "
+                f"{landscape.dimensions} coordinates. Simulate it under another preset."
+            )
     resolve(config)  # bad bounds are one error here, not one in every process
     jobs = range(first_seed, first_seed + seeds)
     with _mapping(workers) as spread:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..adapters.discover import module_shapes, resolve_target_modules
-from ..config import Config, TrainingConfig
+from ..config import Config, Importance, TrainingConfig
 from ..controller import Controller
 from ..data import Encoded, epoch_order
 from .checks import Checked, preflight
@@ -135,9 +135,14 @@ def _search(world: _World) -> StagePlan:
 
 def _statistics(config: Config, *, at_start: bool) -> int:
     """Return what the first ranking's pass over micro-dev costs, in forward passes; later ones cost nothing more."""
-    if config.prune.importance == "sensitivity":
-        return 3 if at_start else 0  # forward and backward; after some training its gradients are there already
-    return 1 if config.prune.importance == "activation" else 0
+    if config.prune.importance == "sensitivity" and not at_start:
+        return 0  # after some training its gradients are there already
+    return _first_ranking(config.prune.importance)
+
+
+def _first_ranking(importance: Importance) -> int:
+    """Return what a ranking before any training costs in forward passes over micro-dev; a backward counts as two."""
+    return {"magnitude": 0, "activation": 1, "sensitivity": 3}[importance]
 
 
 def _cut(world: _World, whole: StagePlan, steps: int) -> StagePlan:
@@ -155,6 +160,15 @@ def _cut(world: _World, whole: StagePlan, steps: int) -> StagePlan:
     return StagePlan(whole.name, steps, len(used), judged * len(dev), passes)
 
 
+def _final(world: _World) -> StagePlan:
+    """Plan the final run; its first mask may need a pass over micro-dev."""
+    base, probe = _training(world, "finalize", "target", world.config.finalize), world.items("target", "micro_dev")
+    passes = _first_ranking(world.config.final_importance)
+    return replace(
+        base, forward=base.forward + passes * len(probe), token_passes=base.token_passes + 2 * passes * _tokens(probe)
+    )
+
+
 def _stages(world: _World) -> list[StagePlan]:
     config, stages = world.config, []
     if config.adapters.source is None:
@@ -163,14 +177,19 @@ def _stages(world: _World) -> list[StagePlan]:
         stages.append(_training(world, "target_adapter", "target", config.train_target))
     stages.append(_search(world))
     if config.finalize.adapter == "fresh":
-        stages.append(_training(world, "finalize", "target", config.finalize))
+        stages.append(_final(world))
     test = world.items("target", "test")[: config.evaluate.limit]
+    dev = world.items("target", "dev")
+    trained = [name for name in ("merged", "sequential") if name in config.evaluate.rivals]
+    if not test and not (dev and config.finalize.keep == "best"):
+        trained = []
+    own = {"merged": config.finalize, "sequential": config.train_target}
+    stages += [_training(world, f"rival_{name}", "target", own[name]) for name in trained]
+    if dev:  # what is exported is compared on dev: the result, the target adapter, and the rivals that are trained
+        judged = 2 + len(trained)
+        stages.append(StagePlan("keep", 0, 0, judged * len(dev), 2 * judged * _tokens(dev)))
     if not test:
         return stages
-    if "merged" in config.evaluate.rivals:
-        stages.append(_training(world, "rival_merged", "target", config.finalize))
-    if "sequential" in config.evaluate.rivals:
-        stages.append(_training(world, "rival_sequential", "target", config.train_target))
     systems = 1 + len(config.evaluate.rivals)
     # Loss of every example, and a prompt and at most max_new_tokens new tokens of those that are answered.
     asked = test[: config.evaluate.generation_limit]

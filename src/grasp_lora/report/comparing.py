@@ -13,7 +13,7 @@ from .figures import scores, trajectory
 from .figures.spec import Band, Figure, Layer, Line, Rule
 from .labels import OURS
 from .palette import series
-from .provenance import method_passes
+from .provenance import system_passes
 from .records import RunRecord
 from .tables import Table, digits, interval_text, score_cell
 from .verdict import outcome_of, paired
@@ -110,7 +110,7 @@ def _row(run: RunContent) -> list[str]:
     record = run.record
     density = record.result("finalize").get("density")
     best = min(run.comparisons, key=lambda c: c.rival_loss, default=None)
-    passes = method_passes(record)
+    passes = system_passes(record, OURS)
     return [
         run.label,
         "; ".join(_coordinate(one, len(axes(record))) for one in learned(record)) or "-",

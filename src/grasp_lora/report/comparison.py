@@ -34,6 +34,11 @@ def _setting(records: Record) -> str:
         f"Base model: {records['model']}. Device: {device}, {records['jobs']} at a time. torch {versions['torch']}, "
         f"transformers {versions['transformers']}, peft {versions['peft']}. "
         + (f"Commit {code[:12]}{' with changes' if found['code']['dirty'] else ''}. " if code else "")
+        + (
+            f"The runs were made by {len(records['codes'])} versions of the code. "
+            if len(records.get("codes", ())) > 1
+            else ""
+        )
         + f"Seeds: {seeds}. Losses are nats per answer token, mean per example, then over examples; lower is better."
     )
 

@@ -11,7 +11,7 @@ from .examples import SideBySide, side_by_side
 from .figures import curves, losses, masks, scores, trajectory
 from .figures.spec import Figure
 from .labels import OURS, metric_label, system_label
-from .provenance import cost_tables, provenance_tables
+from .provenance import cost_tables, provenance_tables, system_passes
 from .records import RunRecord
 from .tables import Table, digits, interval_text, score_cell
 from .verdict import Comparison, Verdict, compare, verdict
@@ -135,14 +135,25 @@ def _scores(record: RunRecord, comparisons: Sequence[Comparison], key: str) -> S
     names = scores.metrics(record)
     if not names:
         return Section("scores", "Scores")
-    rows = [[system_label(s), *(score_cell(record.scores(s).get(m)) for m in names)] for s in record.systems]
-    table = Table("Scores on the test split, with 95 % intervals", ["method", *map(metric_label, names)], rows)
+    rows = [
+        [system_label(s), *(score_cell(record.scores(s).get(m)) for m in names), _passes(record, s)]
+        for s in record.systems
+    ]
+    title = (
+        "Scores on the test split, with 95 % intervals, and the token passes of all training that a method needed here"
+    )
+    table = Table(title, ["method", *map(metric_label, names), "token passes"], rows)
     signatures = {name: _signature(record, name) for name in names}
     how = Table("How each score is computed", ["score", "n", "signature"],
                 [[metric_label(n), *signatures[n]] for n in names], folded=True)  # fmt: skip
     figures = [scores.forest(record, name, f"{key}-score-{name.replace('_', '-').lower()}") for name in names]
     tables = (table, *_differences(comparisons), how)
     return Section("scores", "Scores against the other methods", tables=tables, figures=evened(figures))
+
+
+def _passes(record: RunRecord, system: str) -> str:
+    passes = system_passes(record, system)
+    return f"{passes:,}" if passes is not None else "-"
 
 
 def _signature(record: RunRecord, name: str) -> list[str]:
@@ -174,7 +185,7 @@ def _difference(paired: Any, decimals: int) -> str:
 
 def _ratio(record: RunRecord, key: str) -> Section:
     figures = (*trajectory.trajectories(record, key), *curves.settled(record, key))
-    return Section("ratio", "What was learned", tables=tuple(_search_table(record)), figures=evened(figures))
+    return Section("learned", "What was learned", tables=tuple(_search_table(record)), figures=evened(figures))
 
 
 def level(found: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..runs import flatten, to_json
 from ..runs.progress import format_duration
-from .labels import stage_label
+from .labels import OURS, stage_label
 from .records import RunRecord
 from .tables import Table, stage_costs
 
@@ -15,6 +15,18 @@ _PASSES = (
     "A token pass is 2 for a token that goes forward and 4 for one that goes forward and backward; times the "
     "parameters of the model's body it is the number of FLOP. Test evaluation is not counted."
 )
+
+
+_ADAPTERS = ("source_adapter", "target_adapter")
+_NEEDS = {
+    "zero_shot": (),
+    "source": ("source_adapter",),
+    "target": ("target_adapter",),
+    "sequential": ("source_adapter", "rival_sequential"),
+    "merged": (*_ADAPTERS, "rival_merged"),
+    OURS: (*_ADAPTERS, "search", "finalize"),
+}
+"""Stages that train what a system is made of."""
 
 
 def cost_tables(record: RunRecord) -> tuple[tuple[str, ...], tuple[Table, ...]]:
@@ -25,12 +37,18 @@ def cost_tables(record: RunRecord) -> tuple[tuple[str, ...], tuple[Table, ...]]:
     return ((_PASSES, *_probing(record)) if costs else ()), tuple(tables)
 
 
-def method_passes(record: RunRecord) -> int | None:
-    """Return the token passes of search and final run together, None while either is not done."""
+def system_passes(record: RunRecord, system: str) -> int | None:
+    """Return the token passes of all training that a system needed in this run; None where part of it is not done.
+
+    Adapters that were given cost nothing here.
+    """
     costs = stage_costs(record.stages)
-    if not {"search", "finalize"} <= costs.keys():
+    needed = _NEEDS.get(system, (f"rival_{system}",))
+    there = [name for name in needed if name in record.stages]
+    reused = [name for name in there if record.result(name).get("reused")]
+    if any(name not in costs and name not in reused for name in there):
         return None
-    return int(costs["search"]["token_passes"] + costs["finalize"]["token_passes"])
+    return sum(int(costs[name]["token_passes"]) for name in there if name in costs)
 
 
 def _training(record: RunRecord, costs: Mapping[str, Any]) -> Table:

@@ -150,8 +150,8 @@ def _unjudged(record: RunRecord) -> Verdict:
 
 def _even_sentence(first: Comparison) -> str:
     return (
-        f"No difference between GRASP and “{first.label}” can be shown: GRASP's test loss less its is "
-        f"{first.loss.difference:+.3f} nats {interval_text(first.loss.interval, 3)}. Take the cheaper one."
+        f"No difference between GRASP and “{first.label}” can be shown ({first.loss.difference:+.3f} nats of test loss "
+        f"{interval_text(first.loss.interval, 3)}): take the cheaper one."
     )
 
 

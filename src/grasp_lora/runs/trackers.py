@@ -150,6 +150,10 @@ def _of_round(row: Mapping[str, Any]) -> dict[str, float]:
         "density": row["density"], "flipped": row["flipped"], "baseline_loss": sum(baseline) / len(baseline),
         "reward_mean": sum(rewards) / len(rewards), "reward_best": max(rewards),
     }  # fmt: skip
+    # Further coordinates of the committed point, where the policy has any.
+    values |= {
+        axis.replace(":", "_"): x for axis, x in list(zip(row.get("axes", ()), row.get("applied", ()), strict=True))[1:]
+    }
     for place, (sample, reward) in enumerate(zip(row["samples"], rewards, strict=True), start=1):
         values |= {f"sample_{place}": sample, f"reward_{place}": reward}
     return values

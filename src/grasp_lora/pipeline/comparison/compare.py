@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...config import Config, to_yaml
+from ...config import Config, build_config, to_dict, to_yaml
 from ...errors import ConfigError, MissingExtraError, RunError
 from ...report.comparison import tables
 from ...report.cost_quality import cost_quality_plot
@@ -28,7 +28,7 @@ from ...runs import (
 )
 from ..checks import preflight
 from ..models import resolve_device
-from ..story import clean_stops, inputs_of
+from ..opening import clean_stops, inputs_of
 from .gather import gather
 from .schedule import Pool
 from .tuning import Tuning, choose
@@ -67,12 +67,15 @@ class _Work:
 
 
 def compare_config(config: Config, methods: Sequence[str] | None = None, jobs: int | None = None) -> Config:
-    """Return the settings of a comparison with its folder and the choices of the command line in place."""
-    changes: dict[str, Any] = {} if jobs is None else {"jobs": jobs}
-    changes |= {} if methods is None else {"methods": tuple(methods)}
-    section = type(config.compare).model_validate(config.compare.model_dump() | changes)
-    run = config.run.model_copy(update={"dir": config.run.dir or DEFAULT_FOLDER})
-    return config.model_copy(update={"compare": section, "run": run})
+    """Return the settings of a comparison with its folder and the choices of the command line in place.
+
+    Raises `ConfigError` for choices that do not go together.
+    """
+    tree = to_dict(config)
+    tree["run"]["dir"] = config.run.dir or DEFAULT_FOLDER
+    tree["compare"] |= {} if jobs is None else {"jobs": jobs}
+    tree["compare"] |= {} if methods is None else {"methods": list(methods)}
+    return build_config(tree)
 
 
 def compare(

@@ -38,6 +38,7 @@ def gather(
         "reference": config.compare.reference,
         "seeds": list(config.compare.seeds),
         "jobs": config.compare.jobs,
+        "codes": sorted({pool.results[unit.key]["code"] for unit in units if unit.key in pool.results}),
         "adapters": [_adapter(unit, pool) for unit in units if unit.role is not None and unit.key in pool.results],
         "tuning": [_choice(choice) for choice in tuning.choices],
         "cells": [_cell(config, cell, rows, [u for u in units if u.cell == cell.name], pool) for cell in first],

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...baselines import METHODS, Method, find_method
-from ...config import CellConfig, Config, DataConfig, SplitFiles, load_config, to_dict, to_yaml
+from ...config import CellConfig, CompareConfig, Config, DataConfig, SplitFiles, load_config, to_dict, to_yaml
 from ...errors import ConfigError, nearest
 
 Role = Literal["source", "target"]
@@ -109,7 +109,7 @@ def _cell_config(config: Config, cell: CellConfig, seed: int) -> Config:
     for side, files in (("source", cell.source), ("target", cell.target)):
         settings |= {f"data.{side}.{split}": _rooted(config.compare.root, path) for split, path in files.items()}
     # What is compared beside a unit is none of its settings: more methods can join a comparison later.
-    plain = config.model_copy(update={"compare": type(config.compare)(ratio=config.compare.ratio)})
+    plain = config.model_copy(update={"compare": CompareConfig(ratio=config.compare.ratio)})
     return changed_config(plain, settings | dict(cell.set))
 
 
@@ -161,6 +161,8 @@ def method_unit(folder: Path, cell: Cell, row: Row, lr: float | None, generate: 
         settings[f"adapters.{unit.role}"] = str(unit.path / "stages" / f"{unit.role}_adapter" / "adapter")
     waits = tuple(unit.key for unit in adapters)
     config = _placed(changed_config(cell.config, settings), folder / key)
+    # Source data are for the source adapter alone, which is there by now.
+    config = config.model_copy(update={"data": config.data.model_copy(update={"source": SplitFiles()})})
     return Unit(key, folder / key, config, cell.name, row.name, row.method.name, None, lr, waits, generate)
 
 

@@ -16,11 +16,12 @@ from typing import Any
 
 from ...adapters.merge import Pair
 from ...baselines import Method, MethodResult, find_method
-from ...config import Config, ModelConfig, to_yaml
+from ...config import ModelConfig, to_yaml
 from ...data import load_splits
 from ...errors import GraspError, Interrupted
 from ...runs import QuietProgress, RunFolder, StageFolder, read_json, write_json_atomic
 from ...runs.folder import MARKER
+from ...runs.manifest import code_identity
 from ...training.setup import Base
 from ..accounts import cost
 from ..deployment import PeakMemory
@@ -52,6 +53,12 @@ class Done:
 
 
 @lru_cache(maxsize=1)
+def _code() -> str:
+    """Return the hash of the package's files when this process began: a comparison may go on under other code."""
+    return str(code_identity()["source_sha256"])
+
+
+@lru_cache(maxsize=1)
 def _base(model: ModelConfig) -> Base:
     return load_base(model)
 
@@ -60,13 +67,16 @@ def run_unit(unit: Unit, stop_requested: Callable[[], bool]) -> Done:
     """Do a unit, or return its result when it is done; a user's mistake comes back as an error, not as an exception."""
     try:
         done = StageFolder(unit.path).done()
-        return Done(unit.key, _run(unit, stop_requested) if done is None else done)
+        if done is None:
+            return Done(unit.key, _run(unit, stop_requested))
+        _resumed(unit).close()  # refuses a result under other settings
+        return Done(unit.key, done)
     except GraspError as error:
         return Done(unit.key, None, str(error), error.exit_code)
 
 
 def _run(unit: Unit, stop_requested: Callable[[], bool]) -> dict[str, Any]:
-    with _open(unit.path, unit.config) as folder:
+    with _open(unit) as folder:
         attempts = _count_attempt(unit.path)
         run = Run(unit.config, folder, load_splits(unit.config), QuietProgress(), stop_requested, _base)
         memory = PeakMemory(run.setup.base.device)
@@ -87,15 +97,20 @@ def _run(unit: Unit, stop_requested: Callable[[], bool]) -> dict[str, Any]:
         if unit.role is None:
             found = _judged(run, unit, method, made)
             spent["labels"] = {split: len(run.splits.target[split]) for split in method.splits(run.config)}
-        head = {"cell": unit.cell, "row": unit.row, "role": unit.role, "seed": unit.config.seed, "lr": unit.lr}
+        head = {"cell": unit.cell, "row": unit.row, "role": unit.role, "seed": unit.config.seed, "lr": unit.lr,
+                "code": _code()}  # fmt: skip
         return StageFolder(unit.path).finish(head | {"cost": spent} | found)
 
 
-def _open(path: Path, config: Config) -> RunFolder:
+def _open(unit: Unit) -> RunFolder:
     """Open the unit's run folder, made anew unless an earlier try got as far as to save its configuration."""
-    if (path / MARKER).is_file() and (path / "config.yaml").is_file():
-        return RunFolder.resume(path, to_yaml(config))
-    return RunFolder.create(path, to_yaml(config), overwrite=True)
+    if (unit.path / MARKER).is_file() and (unit.path / "config.yaml").is_file():
+        return _resumed(unit)
+    return RunFolder.create(unit.path, to_yaml(unit.config), overwrite=True)
+
+
+def _resumed(unit: Unit) -> RunFolder:
+    return RunFolder.resume(unit.path, to_yaml(unit.config), ignore=("run",))
 
 
 def _count_attempt(path: Path) -> int:

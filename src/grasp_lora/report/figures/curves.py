@@ -39,7 +39,7 @@ def _figure(record: RunRecord, place: int, name: str, curve: Curve, key: str) ->
     y_range, beyond = _view(curve, seen)
     return Figure(
         key=key,
-        title=f"What {label} costs which loss, once training has settled",
+        title=f"Settled loss by {label}",
         caption=_caption(several) + beyond,
         alt=f"The fitted curve is {max(curve.mean) - min(curve.mean):.3f} nats deep for {label} from "
         f"{min(curve.grid):.2f} to {max(curve.grid):.2f}; the learned value is {learned(record)[place].value:.2f}.",
