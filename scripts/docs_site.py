@@ -4,7 +4,6 @@
 - The table of settings is made from the settings.
 - Links from a page to a file of the repository (an example, a configuration) lead to a copy in the site, those to the
   README to the first page.
-- Until a comparison is recorded, the page of results is the empty one that scripts/results_page.py would write.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from grasp_lora.config import Config
-from grasp_lora.report.comparison_page import page as results_page
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS_HERE = "<!-- table of settings -->"
@@ -32,13 +30,11 @@ _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the files of the repository that pages link to, and the page of results where there is none yet."""
+    """Add the files of the repository that pages link to."""
     for file in list(files.documentation_pages()):
         for _, target in _LEAVING.findall(file.content_string):
             if files.get_file_from_path(target) is None:
                 files.append(File.generated(config, target, abs_src_path=str(ROOT / target)))
-    if files.get_file_from_path("results.md") is None:
-        files.append(File.generated(config, "results.md", content=results_page({}, {})))
     return files
 
 
