@@ -10,11 +10,12 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constr
 PROBE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types tests format clean
+.PHONY: help demo test lint types tests docs format clean
 
 help:
 	@echo "make demo    train, merge, search, prune and score the embedded example (about three minutes)"
 	@echo "make test    lint, strict types, and the whole suite with coverage"
+	@echo "make docs    build the documentation site into build/docs"
 	@echo "make lint | types | tests | format | clean"
 
 # Parallel make must not start two installations at once, so the second environment builds on the first.
@@ -53,6 +54,11 @@ types: $(DEV_READY)
 # Two workers; each module's tests stay in one of them, so that what a module prepares is prepared once.
 tests: $(DEV_READY)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadscope --cov --cov-report=term
+
+# Strict: a warning is an error. The variable silences an announcement of the theme, not warnings of the build.
+docs: $(DEV_READY)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "build/docs/index.html"
 
 format: $(DEV_READY)
 	@$(BIN)/ruff format .
