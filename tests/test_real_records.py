@@ -18,7 +18,8 @@ RECORDS, PAGE = ROOT / "benchmarks" / "real" / "records.json", ROOT / "docs" / "
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("real_input_under_test", ROOT / "scripts" / "real_input.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -100,7 +100,7 @@ class Evaluator:
                 batch = self._batch(chunk)
                 with self._injection.active(self._bank.merged()):
                     (example_losses(self._model, batch).sum() / self.examples).backward()  # type: ignore[no-untyped-call]
-                self.token_passes += 3 * int(batch.attention_mask.sum())
+                self.token_passes += 2 * int(batch.attention_mask.sum())  # forward and backward: 4 per token
 
     def _run(self, factors: dict[str, Pair], groups: int | None, norms: ChannelNorms | None) -> Tensor:
         count = groups or 1
