@@ -76,3 +76,11 @@ def test_leakage_that_is_allowed_is_told_in_the_plan(tmp_path, pico_folder):
     plan = make_plan(world.config(data__allow_leakage=True))
     assert len(plan.warnings) == 1
     assert "target.train and target.dev share 6" in plan.warnings[0]
+
+
+def test_the_memory_follows_the_tokens_of_a_pass(world):
+    def memory(**changes):
+        return make_plan(world.config(finalize__accumulation=6, **changes)).memory
+
+    whole, low = memory(speed__tokens_per_pass=10_000), memory(speed__tokens_per_pass=1)
+    assert whole > memory() >= memory(speed__pack_accumulation=False) > low

@@ -11,11 +11,12 @@ from tests.pico import Recorder, pico_adapter, pico_model, pico_setup, undrawn
 from grasp_lora.pipeline.adapters import train_adapter
 from grasp_lora.pipeline.finalize import finalize
 from grasp_lora.pipeline.search import search
+from grasp_lora.training import TrainingLoop
 
 RATE = 5e-3
 
 
-def settings(checkpointing: bool = False, **training: Any) -> dict[str, Any]:
+def settings(checkpointing: bool = False, importance: str = "activation", **training: Any) -> dict[str, Any]:
     shared = {"epochs": 3, "lr": RATE, "lr_decay": 0.9, "accumulation": 1, **training}
     return {
         "model": {"gradient_checkpointing": checkpointing},
@@ -23,7 +24,7 @@ def settings(checkpointing: bool = False, **training: Any) -> dict[str, Any]:
         "train_target": shared,
         "search": shared,
         "finalize": {**shared, "mask": "dynamic"},
-        "prune": {"importance": "activation"},
+        "prune": {"importance": importance},
         "controller": {"interval": 3},
     }
 
@@ -59,6 +60,21 @@ def test_batches_and_accumulation_are_the_same_whole_run():
     one = whole_run(settings(batch_size=4))
     assert_same(one, whole_run(settings(batch_size=1, accumulation=4)))
     assert_same(one, whole_run(settings(batch_size=2, accumulation=2, eval_batch_size=4)))
+
+
+@pytest.mark.parametrize("importance", ["activation", "sensitivity"])
+def test_packed_accumulation_is_the_same_whole_run(importance, monkeypatch):
+    """Importance statistics included: they are gathered over the passes, however these are cut."""
+    sizes: list[tuple[int, ...]] = []
+    passes = TrainingLoop._passes
+    monkeypatch.setattr(TrainingLoop, "_passes", lambda *a: sizes.append(tuple(map(len, p := passes(*a)))) or p)
+    base = settings(importance=importance, batch_size=1, accumulation=4)
+    plain = whole_run(base | {"speed": {"pack_accumulation": False}})
+    assert {size for update in sizes for size in update} == {1}
+    for tokens, widest in ((100, 2), (1000, 4)):
+        sizes.clear()
+        assert_same(plain, whole_run(base | {"speed": {"tokens_per_pass": tokens}}))
+        assert max(size for update in sizes for size in update) >= widest
 
 
 def test_checkpointing_is_the_same_whole_run():

@@ -24,6 +24,7 @@ from .sections import (
     RunConfig,
     Scope,
     SearchConfig,
+    SpeedConfig,
     SplitFiles,
     TaskConfig,
     TrackerName,
@@ -37,7 +38,7 @@ __all__ = [
     "FinalizeConfig",
     "Importance", "LoraConfig", "MergeConfig", "MergeRule", "MetricName", "ModelConfig", "Policy", "PruneConfig",
     "Ratio", "Rival",
-    "RunConfig", "Scope", "SearchConfig", "Section", "SplitFiles", "TaskConfig", "TrackerName",
+    "RunConfig", "Scope", "SearchConfig", "Section", "SpeedConfig", "SplitFiles", "TaskConfig", "TrackerName",
     "TrainingConfig", "VariantConfig",
     "build_config", "load_config", "parse_overrides", "parse_yaml", "setting_names", "template", "to_dict", "to_yaml",
 ]  # fmt: skip

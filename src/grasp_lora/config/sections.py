@@ -127,6 +127,19 @@ class FinalizeConfig(TrainingConfig):
     )
 
 
+class SpeedConfig(Section):
+    """What saves time and changes results by rounding only (docs/performance.md)."""
+
+    pack_accumulation: bool = Field(
+        True, description="run an update's examples, sorted by length, in as few passes as tokens_per_pass allows"
+    )
+    tokens_per_pass: PositiveInt | None = Field(
+        None,
+        description="most tokens of such a pass, padding included; default batch_size times the longest example, "
+        "which needs no more activation memory than passes of batch_size examples",
+    )
+
+
 class MergeConfig(Section):
     """How adapters become one update of the frozen weights (algorithm.md, section 2)."""
 
@@ -232,6 +245,7 @@ class Config(Section):
     controller: ControllerConfig = ControllerConfig()
     search: SearchConfig = SearchConfig()
     finalize: FinalizeConfig = FinalizeConfig()
+    speed: SpeedConfig = SpeedConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     export: ExportConfig = ExportConfig()
     run: RunConfig = RunConfig()

@@ -1,6 +1,6 @@
 """Examples, tasks, token sequences, batches and splits."""
 
-from .batches import IGNORED, Batch, answer_window, collate, epoch_order, length_sorted_chunks
+from .batches import IGNORED, Batch, answer_window, collate, epoch_order, length_sorted_chunks, packed
 from .encode import CutReport, Encoded, EncodedSet, encode, encode_prompts, end_id, padding_id
 from .examples import Example, TaskName, examples_from_records, load_examples, to_record
 from .leakage import check_leakage, check_micro_dev
@@ -32,6 +32,7 @@ __all__ = [
     "length_sorted_chunks",
     "load_examples",
     "load_splits",
+    "packed",
     "padding_id",
     "prepare",
     "require_splits",

@@ -90,6 +90,21 @@ def length_sorted_chunks(items: Sequence[Encoded], batch_size: int) -> list[list
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
+def packed(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+    """Return all positions in chunks of at most `tokens` tokens, padding included, longest sequences first.
+
+    Sorted by length, each chunk takes as many sequences as fit, so no other cut of the sorted list has fewer chunks. A
+    sequence that is longer than `tokens` makes a chunk by itself. Sequences of one length keep their order.
+    """
+    chunks: list[list[int]] = []
+    for position in sorted(range(len(lengths)), key=lambda position: -lengths[position]):
+        if chunks and (len(chunks[-1]) + 1) * lengths[chunks[-1][0]] <= tokens:
+            chunks[-1].append(position)
+        else:
+            chunks.append([position])
+    return chunks
+
+
 def epoch_order(n: int, seed: int, epoch: int) -> list[int]:
     """Return the permutation of 0 to n - 1 in which an epoch visits the training examples."""
     order: list[int] = numpy_generator(seed, "epoch-order", epoch).permutation(n).tolist()

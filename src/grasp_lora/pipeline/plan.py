@@ -11,6 +11,7 @@ from ..adapters.discover import module_shapes, resolve_target_modules
 from ..config import Config, Importance, TrainingConfig
 from ..controller import Controller
 from ..data import Encoded, epoch_order
+from ..training.passes import largest_pass
 from .checks import Checked, preflight
 from .models import resolve_device, resolve_dtype
 from .search import search_axes
@@ -204,12 +205,21 @@ def _memory(world: _World, parameters: int, trainable: int) -> int:
     weights = parameters * (_BYTES_4BIT if config.model.quantization != "none" else width)
     described: Any = world.checked.model.config
     settings = described.get_text_config()
-    longest = max((len(i.input_ids) for s in world.checked.encoded.values() for i in s.items), default=0)
-    batch = max(config.search.batch_size, config.finalize.batch_size, config.train_target.batch_size)
+    tokens, answers = _largest_pass(world)
     hidden = settings.hidden_size
     inner = getattr(settings, "intermediate_size", None) or 4 * hidden
     # Saved per token and layer without checkpointing: norms, projections, attention in and out, and the gated FFN.
     per_layer = 2 * hidden if config.model.gradient_checkpointing else 12 * hidden + 4 * inner
-    activations = batch * longest * settings.num_hidden_layers * per_layer * width
-    logits = batch * min(longest, config.task.max_new_tokens + 1) * settings.vocab_size * 4 * 3
+    activations = tokens * settings.num_hidden_layers * per_layer * width
+    logits = answers * settings.vocab_size * 4 * 3
     return int(weights + trainable * _BYTES_PER_ENTRY + activations + logits)
+
+
+def _largest_pass(world: _World) -> tuple[int, int]:
+    """Return the most tokens and the most answer positions of any training pass of the run."""
+    config, target = world.config, world.items("target", "train")
+    stages = [(config.search, target), (config.finalize, target), (config.train_target, target)]
+    if config.adapters.source is None:
+        stages.append((config.train_source, world.items("source", "train")))
+    sizes = [largest_pass(config.speed, training, items) for training, items in stages]
+    return max(tokens for tokens, _ in sizes), max(answers for _, answers in sizes)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Float64
@@ -18,6 +18,7 @@ from ..adapters.bank import AdapterBank
 from ..adapters.inject import ChannelNorms, Injection
 from ..adapters.merge import Pair
 from ..adapters.point import MergePoint
+from ..config import SpeedConfig
 from ..data import Batch, Encoded, collate, length_sorted_chunks
 from .loss import example_losses
 
@@ -27,12 +28,13 @@ DEFAULT_TOKEN_BUDGET = 65536
 
 @dataclass(frozen=True)
 class Attached:
-    """A frozen model with a bank's merged factors attached to it; `pad_id` fills its batches."""
+    """A frozen model with a bank's merged factors attached to it; `pad_id` fills its batches, `speed` makes them."""
 
     model: nn.Module
     injection: Injection
     bank: AdapterBank
     pad_id: int
+    speed: SpeedConfig = field(default_factory=SpeedConfig)
 
 
 class Evaluator:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TrainingConfig
-from ..data import Encoded, collate, epoch_order
+from ..data import Encoded, collate, epoch_order, packed
 from ..errors import Interrupted, TrainingError
 from ..probing import Attached, Evaluator, example_losses
 from ..rng import forked_global_state
 from .callbacks import Callback
+from .passes import pass_tokens
 from .selector import MaskSelector
 
 Log = Callable[[str, dict[str, Any]], None]
@@ -89,6 +90,7 @@ class TrainingLoop:
     ) -> None:
         self._model, self._injection, self.bank = attached.model, attached.injection, attached.bank
         self._items, self._config, self._seed, self._pad_id = items, config, seed, attached.pad_id
+        self._tokens = pass_tokens(attached.speed, config, items)
         self._dev, self._callbacks, self._selector = dev, callbacks, selector
         self.judging: Callable[[], bool] = lambda: True
         self._io = plumbing or Plumbing()
@@ -179,10 +181,8 @@ class TrainingLoop:
 
     def _accumulate(self, chosen: Sequence[int]) -> float:
         self._model.train()
-        total = 0.0
-        width = self._config.batch_size
-        for start in range(0, len(chosen), width):
-            items = [self._items[i] for i in chosen[start : start + width]]
+        total = torch.zeros((), dtype=torch.float64, device=self.bank.values.device)
+        for items in self._passes(chosen):
             batch = collate(items, self._pad_id).to(self.bank.values.device)
             self.position.trained_tokens += sum(len(item.input_ids) for item in items)
             with self._injection.active(self.bank.merged(), dropout=self._config.dropout):
@@ -193,8 +193,16 @@ class TrainingLoop:
                         losses = example_losses(self._model, batch)
                 loss = losses.sum() / len(chosen)
                 loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.item()
-        return total
+            total += loss.detach()  # read once per update: on a GPU every look waits for it
+        return total.item()
+
+    def _passes(self, chosen: Sequence[int]) -> list[list[Encoded]]:
+        """Return the examples of an update, pass by pass; each counts 1 / len(chosen) in the loss whatever its pass."""
+        items = [self._items[i] for i in chosen]
+        if self._tokens is None:
+            width = self._config.batch_size
+            return [items[start : start + width] for start in range(0, len(items), width)]
+        return [[items[i] for i in chunk] for chunk in packed([len(item.input_ids) for item in items], self._tokens)]
 
     def _rate(self) -> float:
         return self._config.lr * self._config.lr_decay**self.position.epoch

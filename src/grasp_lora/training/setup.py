@@ -112,7 +112,7 @@ class Setup:
 
     def attach(self, injection: Injection, bank: AdapterBank) -> Attached:
         """Return the model with a bank attached, as loops and evaluators take it."""
-        return Attached(self.base.model, injection, bank, self.base.pad_id)
+        return Attached(self.base.model, injection, bank, self.base.pad_id, self.config.speed)
 
     def evaluator(self, attached: Attached, split: str, *, role: str = "target", batch_size: int = 16) -> Evaluator:
         """Return an evaluator of a split's losses."""
