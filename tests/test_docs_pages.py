@@ -116,6 +116,18 @@ def test_settings_of_a_command_fit_its_configuration(page, line):
     load_config(ROOT / words[words.index("--config") + 1], sets)
 
 
+def yaml_blocks() -> list[tuple[str, str]]:
+    found = "^```yaml\\n(.*?)^```$"
+    return [(page, text) for page, content in PAGES.items() for text in re.findall(found, content, flags=re.M | re.S)]
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=page) for page, text in yaml_blocks()])
+def test_settings_of_a_yaml_block_are_allowed(text, tmp_path):
+    file = tmp_path / "shown.yaml"
+    file.write_text(text, encoding="utf-8")
+    load_config(file, [])
+
+
 def test_other_commands_are_there():
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
     found = {"make": 0, "python": 0}
