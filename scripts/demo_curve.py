@@ -218,6 +218,7 @@ def record(folder: Path) -> dict[str, Any]:
     found = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     results = {name: found[name] for name in ("p_star", "interval", "density", "search", "systems")}
+    results["search"].pop("estimate", None)  # the whole curve: long, and shown by the run's report
     return {"seed": manifest["seeds"]["run"], "results": results, "manifest": manifest}
 
 

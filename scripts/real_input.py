@@ -98,6 +98,7 @@ def run_cell(args: argparse.Namespace, folder: str, language: str, seed: int) ->
     except RuntimeError as error:
         return record | {"error": str(error)}
     record["results"] = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    record["results"]["search"].pop("estimate", None)  # the whole curve: long, and shown by the run's report
     record["manifest"] = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
     record["losses"] = {name: example_losses(run, name) for name in record["results"]["systems"]}
     return record
@@ -178,6 +179,8 @@ def cell_table(records: Sequence[dict[str, Any]], scores: Sequence[str]) -> list
         for score in scores:
             found = [v for r in records if (v := value(r, system, score)) is not None]
             cells.append(spread(found, 3 if score == "loss" else 1) if found else "-")
+        if set(cells) == {"-"}:  # not among the rivals of these runs
+            continue
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return lines
 
@@ -191,7 +194,8 @@ def ratio_line(records: Sequence[dict[str, Any]]) -> str:
         results, search = record["results"], record["results"]["search"]
         strength = f", strength {search['point']['strength']:.2f}"
         spent = f"after {search['evaluations']} evaluations in {search['outcome']['steps']} steps"
-        shown.append(f"ratio {results['p_star']:.2f}{interval}{strength}, {spent} ({search['stop_reason']})")
+        why = f" ({search['stop_reason']})" if search["stop_reason"] else ""
+        shown.append(f"ratio {results['p_star']:.2f}{interval}{strength}, {spent}{why}")
     return "Learned (90 % interval): " + "; ".join(shown) + "."
 
 
@@ -219,7 +223,7 @@ def page(args: argparse.Namespace) -> None:
     setting = (
         f"Backbone: 22M-parameter English-Arabic-Chinese Llama. Device: {device}, {gathered['jobs']} at a time. "
         f"torch {versions['torch']}, transformers {versions['transformers']}, peft {versions['peft']}. "
-        f"Seeds {', '.join(map(str, seeds))}; mean ± standard deviation over seeds where there are several. Loss is "
+        f"Seed {', '.join(map(str, seeds))}; mean ± standard deviation over seeds where there are several. Loss is "
         "nats per answer token, mean per example, then over the first n test examples; the other scores are of the "
         "first 100. Source adapters saw "
         + " and ".join(
