@@ -79,7 +79,7 @@ def test_validate_and_dry_run_with_a_pico_model(name, pico, tmp_path, monkeypatc
             assert not any(row["error"] for row in shown)
         else:
             names = [stage["name"] for stage in shown["stages"]]
-            assert names == ["source_adapter", "target_adapter", "search", "finalize", "evaluate"]
+            assert names == ["source_adapter", "target_adapter", "search", "finalize", "keep", "evaluate"]
     assert not (tmp_path / "runs").exists()  # neither of them starts a run
 
 
