@@ -30,7 +30,7 @@ def require_splits(config: Config, require: Iterable[str]) -> None:
         if getattr(getattr(config.data, side), split) is None:
             raise DataError(
                 f"data.{name} is not set, and this stage needs it; it is never taken from another split. "
-                f"Name its file with --set data.{name}=FILE."
+                f"Name its file with --set data.{name}=FILE; `grasp-lora data prepare` deals one file into splits."
             )
 
 

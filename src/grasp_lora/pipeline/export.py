@@ -18,7 +18,7 @@ from ..config import ModelConfig
 from ..errors import ConfigError
 from ..runs.atomic import disk_errors
 from ..training.setup import Base
-from .models import attach_peft, load_tokenizer, location
+from .models import DEMO, attach_peft, load_tokenizer, location
 
 SPARSE_FILE = "factors.sparse.safetensors"
 
@@ -140,6 +140,9 @@ def export_merged_model(base_config: ModelConfig, adapter: Path, folder: Path) -
 def model_card(base_name: str, facts: Mapping[str, Any], table: str) -> str:
     """Return the README of an exported adapter: what it is, how it was made, how to load it."""
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
+    embedded = base_name == DEMO  # no name that transformers knows: the backbone lies wherever the package is installed
+    loaded = "demo_backbone()" if embedded else f'"{base_name}"'
+    imported = "from grasp_lora import demo_backbone\n" if embedded else ""
     return f"""---
 base_model: {base_name}
 library_name: peft
@@ -155,10 +158,10 @@ Made with [GRASP LoRA](https://arxiv.org/abs/2601.06702): several LoRA adapters 
 by a controller, and fine-tuned on the target data.
 
 ```python
-from peft import PeftModel
+{imported}from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained("{base_name}")
+model = AutoModelForCausalLM.from_pretrained({loaded})
 model = PeftModel.from_pretrained(model, "PATH_OF_THIS_FOLDER")
 ```
 
