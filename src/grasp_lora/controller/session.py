@@ -20,7 +20,7 @@ from .controller import Controller, Decision, Proposal
 Record = Callable[[dict[str, Any]], None]
 RATIO_ONLY = ratio_axis(0.0, 1.0, 0.0)
 OVERFIT = 2.0
-RISING = "the micro-dev loss rises above its lowest: from here on probes would judge an overfitted merge"
+RISING = "the micro-dev loss rose above its lowest: probes judge an overfitted merge then, and that round is not used"
 
 
 class RatioSearch:
@@ -115,8 +115,10 @@ class RatioSearch:
         losses = self._losses(ranking, proposal)
         probed = time.perf_counter()
         self.evaluations += len(losses)
-        decision = self.controller.tell(proposal, losses[0].numpy(), losses[1:].numpy())
         self._rises = self._overfits(losses[0])
+        if self._rises:
+            return  # the search ends here, and what this round saw would only mislead the estimate
+        decision = self.controller.tell(proposal, losses[0].numpy(), losses[1:].numpy())
         if step:
             self.controller.observe(micro=float(losses[0].mean()))
         report = self._commit(ranking, decision)
