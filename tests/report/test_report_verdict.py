@@ -46,6 +46,20 @@ def test_the_best_of_several_better_rivals_is_named_and_the_others_are_noted(tmp
     assert any("40 test examples" in note and "seeds" in note for note in said.notes)
 
 
+@pytest.mark.parametrize(
+    ("levels", "missing"),
+    [
+        ({"target": 0.3, "grasp": 0.0}, "“target fine-tuned from source” and “merged, not pruned”"),
+        ({"target": 0.3, "sequential": 0.1, "grasp": 0.0}, "Not tried: “merged, not pruned”,"),
+        ({"merged": 0.3, "sequential": 0.1, "grasp": 0.0}, None),
+    ],
+)
+def test_rivals_that_were_not_tried_are_said(levels, missing, tmp_path):
+    _, _, said = judged(tmp_path, **levels)
+    untried = [note for note in said.notes if note.startswith("Not tried")]
+    assert [missing in note for note in untried] == ([True] if missing else [])
+
+
 def test_differences_are_those_of_the_paired_bootstrap(tmp_path):
     record, found, _ = judged(tmp_path, target=0.3, grasp=0.0)
     ours, theirs = (np.array([row["loss"] for row in record.predictions[name]]) for name in ("grasp", "target"))

@@ -81,7 +81,9 @@ def _rivals(run: Run, adapters: Sequence[AdapterFactors]) -> list[str]:
 def _reason(run: Run, best: str, losses: dict[str, list[float]], means: dict[str, float]) -> str:
     """Return in one sentence how the best system stands to the pruned merge on dev, without a full stop."""
     if best == GRASP:
-        return f"no simple rival has a better dev loss than the pruned merge ({means[GRASP]:.3f})"
+        untried = [name for name in _TRAINED if name not in losses]
+        rest = f"; not tried: {', '.join(untried)} (evaluate.rivals)" if untried else ""
+        return f"no simple rival that was tried has a better dev loss than the pruned merge ({means[GRASP]:.3f}){rest}"
     found = paired_bootstrap(losses[best], losses[GRASP], resamples=run.config.evaluate.bootstrap, seed=run.config.seed)
     low, high = found.interval
     noise = ", within noise" if low <= 0.0 <= high else ""

@@ -120,6 +120,7 @@ def verdict(record: RunRecord, comparisons: Sequence[Comparison]) -> Verdict:
     notes = [f"{words}: {_named(found)}." for words, found in standing.items() if found]
     left_out = [name for name in record.systems if name != OURS and name not in {c.rival for c in comparisons}]
     notes += [*_contradictions(comparisons), *(_uncompared(name) for name in left_out), *_found(record)]
+    notes += _untried(record)
     notes.append(_examples_note(comparisons[0]))
     if worse:
         return Verdict("bad", f"{_start(first)} is better than GRASP by {_nats(first)}: use it instead.", tuple(notes))
@@ -174,6 +175,15 @@ def _examples_note(comparison: Comparison) -> str:
         f"Judged by the loss of the gold answers of {comparison.loss.n} test examples; intervals are 95 % paired "
         "bootstrap over those examples and do not hold the spread between seeds."
     )
+
+
+def _untried(record: RunRecord) -> list[str]:
+    """Return a note on the simple rivals that take a run of their own and were not given one."""
+    missing = [name for name in ("sequential", "merged") if name not in record.systems]
+    if not missing:
+        return []
+    named = " and ".join(f"“{system_label(name)}”" for name in missing)
+    return [f"Not tried: {named}, the simple rivals that are hardest to beat. Name them in evaluate.rivals."]
 
 
 def _uncompared(name: str) -> str:
