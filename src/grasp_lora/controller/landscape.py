@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -73,6 +74,20 @@ def landscape_from(loaded: Any, origin: str) -> Landscape:
     if not isinstance(loaded, dict):
         raise DataError(f"{origin}: a landscape is one JSON object, got {type(loaded).__name__}.")
     known = [f.name for f in fields(Landscape)]
+    check_fields(loaded, known, origin)
+    lists = {k: numbers(loaded[k], k, origin) for k in ("p", "loss", "loss_start") if loaded.get(k) is not None}
+    plain = {k: number(loaded[k], k, origin) for k in known if k not in (*lists, "name") and loaded.get(k) is not None}
+    examples = int(plain.pop("examples"))
+    land = Landscape(name=str(loaded["name"]), examples=examples, **lists, **plain)  # type: ignore[arg-type]
+    _check(land, origin)
+    return land
+
+
+def check_fields(loaded: Mapping[str, Any], known: Sequence[str], origin: str) -> None:
+    """Check which fields a landscape has; the last two of `known` are optional, and only together.
+
+    Raises `DataError` naming the field.
+    """
     for key in loaded:
         if key not in known:
             raise DataError(f"{origin}: unknown field '{key}'.{nearest(key, known)} Known: {', '.join(known)}.")
@@ -81,12 +96,6 @@ def landscape_from(loaded: Any, origin: str) -> Landscape:
             raise DataError(f"{origin}: field '{key}' is missing. Known fields: {', '.join(known)}.")
     if ("loss_start" in loaded) != ("settle_rounds" in loaded):
         raise DataError(f"{origin}: 'loss_start' and 'settle_rounds' belong together; give both or neither.")
-    lists = {k: numbers(loaded[k], k, origin) for k in ("p", "loss", "loss_start") if loaded.get(k) is not None}
-    plain = {k: number(loaded[k], k, origin) for k in known if k not in (*lists, "name") and loaded.get(k) is not None}
-    examples = int(plain.pop("examples"))
-    land = Landscape(name=str(loaded["name"]), examples=examples, **lists, **plain)  # type: ignore[arg-type]
-    _check(land, origin)
-    return land
 
 
 def number(value: Any, key: str, origin: str) -> float:

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.interpolate import RegularGridInterpolator
 
-from ..errors import DataError, nearest
+from ..errors import DataError
 from .axes import RATIO, STRENGTH, WEIGHT, Axis, ratio_axis
-from .landscape import NEAR_MINIMUM, number, numbers
+from .landscape import NEAR_MINIMUM, check_fields, number, numbers
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -83,15 +83,7 @@ class Plane:
 
 def plane_from(loaded: dict[str, Any], origin: str) -> Plane:
     """Check a parsed landscape of two dimensions; raises `DataError` for a missing, unknown or impossible field."""
-    known = [f.name for f in fields(Plane)]
-    for key in loaded:
-        if key not in known:
-            raise DataError(f"{origin}: unknown field '{key}'.{nearest(key, known)} Known: {', '.join(known)}.")
-    for key in known[:-2]:
-        if key not in loaded:
-            raise DataError(f"{origin}: field '{key}' is missing. Known fields: {', '.join(known)}.")
-    if ("loss_start" in loaded) != ("settle_rounds" in loaded):
-        raise DataError(f"{origin}: 'loss_start' and 'settle_rounds' belong together; give both or neither.")
+    check_fields(loaded, [f.name for f in fields(Plane)], origin)
     p, q = numbers(loaded["p"], "p", origin), numbers(loaded["q"], "q", origin)
     shifts = loaded["shift_sd"]
     both = numbers(shifts if isinstance(shifts, list) else [shifts, shifts], "shift_sd", origin)

@@ -14,7 +14,7 @@ from ..adapters.masks import Ranking
 from ..config import ControllerConfig
 from ..probing import Evaluator
 from ..training import MaskSelector, commit_mask
-from .axes import Axis, merge_point, ratio_axis
+from .axes import Axis, Vector, merge_point, ratio_axis
 from .controller import Controller, Decision, Proposal
 
 Record = Callable[[dict[str, Any]], None]
@@ -99,9 +99,7 @@ class RatioSearch:
         self.stop_reason = reason
         if reason is None or self._hold_from is None:
             return reason is not None
-        point = merge_point(self._axes, self.controller.estimate().best)
-        self._bank.stand_at(point)
-        commit_mask(self._bank, self._selector.kept(self._ranking(), point), self._optimizer)
+        self._stand(self._ranking(), self.controller.estimate().best)
         self.held = True
         return False
 
@@ -178,11 +176,15 @@ class RatioSearch:
     def _commit(self, ranking: Ranking, decision: Decision) -> CommitReport | None:
         if decision.mask_ratio is None:
             return None
-        point = merge_point(self._axes, decision.state_after.vector("applied"))
-        self._bank.stand_at(point)
-        report = commit_mask(self._bank, self._selector.kept(ranking, point), self._optimizer)
+        report = self._stand(ranking, decision.state_after.vector("applied"))
         self.controller.observe(flips=report.flipped, cleared=report.pruned / self._bank.kept.numel())
         return report
+
+    def _stand(self, ranking: Ranking, coordinates: Sequence[float] | Vector) -> CommitReport:
+        """Put the merge at a point: its strengths, and its mask."""
+        point = merge_point(self._axes, coordinates)
+        self._bank.stand_at(point)
+        return commit_mask(self._bank, self._selector.kept(ranking, point), self._optimizer)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return what goes on to the bit after `load_state`."""
