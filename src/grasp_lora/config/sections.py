@@ -138,6 +138,9 @@ class SpeedConfig(Section):
         description="most tokens of such a pass, padding included; default batch_size times the longest example, "
         "which needs no more activation memory than passes of batch_size examples",
     )
+    static_cache: bool = Field(
+        True, description="generation on a GPU: a cache of fixed size, and the step of one token captured once"
+    )
 
 
 class MergeConfig(Section):
