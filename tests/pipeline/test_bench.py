@@ -16,7 +16,7 @@ from grasp_lora.pipeline.bench import clock, record, workloads
 from grasp_lora.pipeline.bench.counting import Counter
 from grasp_lora.pipeline.bench.demo_rounds import measure_rounds
 from grasp_lora.pipeline.bench.measure import Subject
-from grasp_lora.pipeline.bench.stages import StageTimes
+from grasp_lora.pipeline.bench.stages import stage_times
 from grasp_lora.pipeline.bench.variants import switches
 from grasp_lora.pipeline.bench.workloads import mean_tokens
 from grasp_lora.runs import QuietProgress
@@ -92,11 +92,11 @@ def test_a_record_adds_up(measured):
     assert (run["steps"], run["rounds"], run["updates"], run["extrapolated"]) == (27, 9, 9, False)
     assert run["seconds"] == run["timed_s"] == pytest.approx(run["search_s"] + run["finalize_s"])
     for row in pieces.values():
-        assert 0 < row["min_s"] <= row["median_s"] <= row["max_s"]
+        assert row["min_s"] <= row["median_s"] <= row["max_s"]
         assert len(row["repeats_s"]) == row["repeats"]
-    # Of three epochs of nine steps the first warms up, and so do its three rounds and three updates.
+    # Three epochs: the search's first and the final run's first two warm up; three of nine steps have a round.
     counts = [(len(pieces[p]["warm_up_s"]), pieces[p]["repeats"]) for p in ("training step", "round", "final update")]
-    assert counts == [(9, 18), (3, 6), (3, 6)]
+    assert counts == [(6, 12), (3, 6), (6, 3)]
     splits = PICO.examples()
     per_token = 2 * result["body_parameters"] / result["ceilings"]["flops_per_s"]
     tokens, probed = (sum(len(item.input_ids) for item in splits[name]) for name in ("train", "micro_dev"))
@@ -160,12 +160,18 @@ def test_switches_are_what_is_on():
     assert "tokens_per_pass" not in switches(config)
 
 
-def test_warming_up_is_what_the_first_epoch_took_longer():
-    times = StageTimes(20.0, 1.0, (5.0, 3.0, 1.0, 1.0), (4.0, 2.0), 2, 1)
-    assert times.step().median == 1.0
-    assert times.round().repeats == (2.0,)
-    assert times.warm_up() == pytest.approx((8.0 - 2.0) + (4.0 - 2.0))
-    assert StageTimes(2.0, 0.0, (1.0, 1.0), (), 2, 0).warm_up() == 0.0
+def test_steps_and_rounds_are_told_apart_by_their_marks():
+    durations = [
+        ("opening", 1.0), ("step", 5.0), ("round", 7.0), ("step", 0.0), ("epoch", 0.5),
+        ("step", 1.0), ("round", 3.0), ("step", 0.5), ("step", 2.0), ("epoch", 0.0),
+    ]  # fmt: skip
+    times = stage_times(20.0, durations, 1)
+    assert times.opening == 1.0
+    assert times.step() == clock.Timing((5.0,), (1.0, 2.0))
+    assert times.round() == clock.Timing((5.5,), (2.0,))
+    assert times.warm_up() == pytest.approx((5.0 + 7.0) - (2 * 1.5 + 2.0))
+    cold = stage_times(3.0, durations[5:], 1)
+    assert (cold.step().repeats, cold.warm_up()) == ((1.0, 2.0), 0.0)
 
 
 def test_the_random_model_is_made_once_in_its_own_precision():
@@ -224,6 +230,7 @@ def test_the_command_prints_tables(pico, cli, tmp_path):
         (("--max-memory-gib", 8, "--set", "model.device=cpu"), 2, "--max-memory-gib caps the allocator of a GPU"),
         (("--max-memory-gib", 0), 2, "--max-memory-gib must be above 0"),
         (("--set", "model.quantization=bnb-4bit"), 2, "model.quantization: bench makes its own weights"),
+        (("--set", "controller.interval=1"), 2, "controller.interval: bench tells rounds from steps"),
         (("--set", "speed.nothing=1"), 2, "unknown setting 'speed.nothing'"),
     ],
 )

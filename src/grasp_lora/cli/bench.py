@@ -23,7 +23,7 @@ def bench(
     ] = None,
     sets: Sets = None,
     repeats: Annotated[int, typer.Option(help="Times per piece that is measured alone.")] = 5,
-    quick: Annotated[bool, typer.Option(help="Two epochs of each stage; the whole run is extrapolated.")] = False,
+    quick: Annotated[bool, typer.Option(help="A few epochs of each stage; the whole run is extrapolated.")] = False,
     scaling: Annotated[bool, typer.Option(help="Also how rounds and steps grow with their sizes.")] = False,
     variants: Annotated[bool, typer.Option(help="Also every piece with one switch of `speed` off at a time.")] = False,
     max_memory_gib: Annotated[float | None, typer.Option(help="Cap what the GPU's allocator may hold.")] = None,
@@ -95,7 +95,7 @@ def _show_roofline(rows: Any) -> None:
 
 def _show_run(result: Mapping[str, Any]) -> None:
     run, shown, answers = result["run"], console(), result["generation"]
-    how = "extrapolated from two epochs" if run["extrapolated"] else "timed as a whole"
+    how = "extrapolated from a few epochs" if run["extrapolated"] else "timed as a whole"
     shown.print(
         f"whole run ({run['steps']} steps, {run['rounds']} rounds, {run['updates']} updates; {how}): "
         f"{run['seconds']:.2f} s; floor {run['floor_s']:.2f} s, ratio {run['ratio']:.2f}; of it opening look "

@@ -65,10 +65,17 @@ def timed(call: Callable[[], object], repeats: int, device: torch.device, warm_u
 
 
 def in_turn(
-    calls: Sequence[Callable[[], object]], repeats: int, device: torch.device, warm_up: int = 1
+    calls: Sequence[Callable[[], object]],
+    repeats: int,
+    device: torch.device,
+    warm_up: int = 1,
+    before: Callable[[], object] = lambda: None,
 ) -> list[Timing]:
-    """Time several calls in turn, so that a change of the machine's load meets all of them."""
-    rounds = [[_once(call, device) for call in calls] for _ in range(repeats + warm_up)]
+    """Time several calls in turn, so that a change of the machine's load meets all of them.
+
+    `before` is called before each call and is not on the clock.
+    """
+    rounds = [[_once(call, device, before) for call in calls] for _ in range(repeats + warm_up)]
     return [_timing(column, warm_up) for column in zip(*rounds, strict=True)]
 
 
@@ -77,8 +84,9 @@ def _timing(pairs: Sequence[tuple[float, float]], warm_up: int) -> Timing:
     return Timing(tuple(walls[:warm_up]), tuple(walls[warm_up:]), tuple(used[warm_up:]))
 
 
-def _once(call: Callable[[], object], device: torch.device) -> tuple[float, float]:
+def _once(call: Callable[[], object], device: torch.device, before: Callable[[], object]) -> tuple[float, float]:
     """Return the seconds of the wall clock and of the processor."""
+    before()
     start, cpu = now(device), time.process_time()
     call()
     return now(device) - start, time.process_time() - cpu

@@ -22,8 +22,8 @@ from ...probing import Attached, Evaluator
 from ...training import FixedRatio, MaskSelector, TrainingLoop, commit_mask
 from ..generation import continuation, generating, greedy_settings
 from ..search import search_axes
-from .clock import Marks, Timing, in_turn, timed
-from .stages import ClockedIO
+from .clock import Marks, Timing, in_turn, now, timed
+from .stages import ClockedIO, stage_times
 from .workloads import TokenSetup, Workload, random_adapters
 
 RATIOS = (0.2, 0.4, 0.6, 0.8, 0.1, 0.3, 0.5, 0.7)
@@ -57,7 +57,10 @@ class Bench:
 
     def feed(self) -> None:
         """Give the selector channel norms as training passes leave them, so that no ranking makes a pass of its own."""
-        self.selector.statistics.squares.update(self.norms)
+        norms = self.selector.statistics
+        norms.reset()
+        for module, squares in self.norms.items():
+            norms.add(module, squares.sqrt()[None, None], torch.ones(1, 1, device=squares.device))
 
 
 @contextmanager
@@ -81,12 +84,12 @@ def opened(workload: Workload, setup: TokenSetup, adapters: int | None = None) -
 
 def probing_seconds(bench: Bench, repeats: int, candidates: int, **evaluator: Any) -> Timing:
     """Time the losses of the committed state and of so many candidates on micro-dev, as a round asks for them."""
+    bench.feed()
     probe, flat, points = bench.evaluator(**evaluator), *_candidates(bench, candidates)
     return timed(lambda: probe.flat_losses(flat, points), repeats, bench.device)
 
 
 def _candidates(bench: Bench, count: int) -> tuple[Tensor, list[MergePoint]]:
-    bench.feed()
     ranking = bench.selector.ranking()
     points = [MergePoint(RATIOS[i % len(RATIOS)], strength=0.9) for i in range(count)]
     masks = [bench.bank.kept, *(bench.selector.kept(ranking, point) for point in points)]
@@ -109,7 +112,7 @@ class _Instant(Evaluator):
 def overhead_seconds(bench: Bench, rounds: int) -> dict[str, Timing]:
     """Time what a round is beside its probing, and its parts: masks of all candidates, commit, policy.
 
-    `round` is the session's own round with probing that takes no time, over so many rounds of one search.
+    `round without probing` is the session's own round when probing takes no time, over so many rounds of one search.
     """
     config, bank = bench.setup.config, bench.bank
     session, controller = _session(bench), _controller(bench)
@@ -119,7 +122,6 @@ def overhead_seconds(bench: Bench, rounds: int) -> dict[str, Timing]:
     interval, steps = config.controller.interval, iter(range(1, rounds + 2))
 
     def whole() -> None:
-        bench.feed()
         session.after_step(next(steps) * interval, 2.0)
 
     losses = _Instant(bench.attached, bench.setup.items("micro_dev"))
@@ -132,9 +134,9 @@ def overhead_seconds(bench: Bench, rounds: int) -> dict[str, Timing]:
         controller.tell(proposal, found[0].numpy(), found[1:].numpy())
 
     def masks() -> None:
-        bench.feed()
         _candidates(bench, config.controller.candidates)
 
+    bench.feed()
     kept = [bench.selector.kept(bench.selector.ranking(), MergePoint(ratio)) for ratio in (0.4, 0.45)]
     turn = iter(range(rounds + 1))
 
@@ -142,9 +144,9 @@ def overhead_seconds(bench: Bench, rounds: int) -> dict[str, Timing]:
         commit_mask(bank, kept[next(turn) % 2], optimizer)
 
     before = bank.state()
-    parts = in_turn([whole, masks, commit, policy], rounds, bench.device)
+    parts = in_turn([whole, masks, commit, policy], rounds, bench.device, before=bench.feed)
     bank.load_state(before)
-    return dict(zip(("round", "masks", "commit", "policy"), parts, strict=True))
+    return dict(zip(("round without probing", "masks of a round", "commit", "policy"), parts, strict=True))
 
 
 def _controller(bench: Bench) -> Controller:
@@ -166,35 +168,37 @@ def selection_seconds(bench: Bench, repeats: int) -> Timing:
     callback = FixedRatio(bench.bank, bench.selector, FINAL, dynamic=True)
     before = bench.bank.state()
 
-    def work() -> None:
-        bench.feed()
-        callback.after_step(1, 2.0)
-
-    timing = timed(work, repeats, bench.device)
+    (timing,) = in_turn([lambda: callback.after_step(1, 2.0)], repeats, bench.device, before=bench.feed)
     bench.bank.load_state(before)
     return timing
 
 
-def step_seconds(bench: Bench, training: TrainingConfig, epochs: int = 2) -> Timing:
-    """Time the updates of a training with channel norms gathered; those of the first epoch warm up."""
+def step_seconds(bench: Bench, training: TrainingConfig) -> Timing:
+    """Time the updates of a training with channel norms gathered; those of the first of two epochs warm up."""
     marks = Marks(bench.device)
-    io = ClockedIO("training", marks)
     loop = TrainingLoop(
-        bench.attached, bench.setup.items("train"), training.model_copy(update={"epochs": epochs}),
-        seed=0, selector=bench.selector, plumbing=io.plumbing(),
+        bench.attached, bench.setup.items("train"), training.model_copy(update={"epochs": 2}),
+        seed=0, selector=bench.selector, plumbing=ClockedIO("training", marks).plumbing(),
     )  # fmt: skip
+    start = now(bench.device)
     marks.mark("start")
     loop.run()
-    bench.selector.statistics.reset()
-    seconds = [value for kind, value in marks.durations() if kind == "step"]
-    first = loop.updates_per_epoch if epochs > 1 else 1
-    return Timing(tuple(seconds[:first]), tuple(seconds[first:]))
+    return stage_times(now(bench.device) - start, marks.durations(), 1).step()
 
 
-def generation_seconds(bench: Bench, repeats: int, *, static: bool, adapted: bool = True) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Generated:
+    """Seconds of one batch of answers, their token ids, and why nothing was captured, if so."""
+
+    timing: Timing
+    ids: list[list[int]]
+    note: str | None
+
+
+def generation_seconds(bench: Bench, repeats: int, *, static: bool, adapted: bool = True) -> Generated:
     """Time exactly `new_tokens` tokens after each prompt of one batch, prefill included, as `evaluate` does it.
 
-    The first call makes the cache and captures what can be captured; it is shown as warm-up. `ids` are the tokens.
+    The first call makes the cache and captures what can be captured; it is shown as warm-up.
     """
     size, model = bench.workload, bench.setup.base.model
     settings, prompts = greedy_settings(size.new_tokens, None), size.prompts()
@@ -203,7 +207,7 @@ def generation_seconds(bench: Bench, repeats: int, *, static: bool, adapted: boo
     with generating(model, settings), bench.attached.injection.active(factors):
         proceed = continuation(model, settings, rows=len(prompts), longest=size.prompt, static=static)
         timing = timed(lambda: ids.append(proceed(prompts)), repeats, bench.device)
-    return {"timing": timing, "ids": ids[-1], "note": getattr(proceed, "note", None)}
+    return Generated(timing, ids[-1], getattr(proceed, "note", None))
 
 
 def lengthened(workload: Workload, factor: float) -> Workload:

@@ -54,9 +54,9 @@ def variants(subject: Subject, say: Callable[[str], None]) -> list[dict[str, Any
 def _seconds(subject: Subject, config: Config) -> dict[str, float]:
     setup = subject.under(config)
     few = replace(setup, splits={**setup.splits, "train": setup.items("train")[:EXAMPLES]})
-    _, searching = clocked_search(few, subject.adapters, QUICK_EPOCHS)
-    _, finishing = clocked_final(few, subject.adapters, FINAL, QUICK_EPOCHS)
+    _, searching = clocked_search(few, subject.adapters, QUICK_EPOCHS["search"])
+    _, finishing = clocked_final(few, subject.adapters, FINAL, QUICK_EPOCHS["finalize"])
     with opened(subject.workload, few) as bench:
-        answers = generation_seconds(bench, 1, static=config.speed.static_cache)["timing"]
+        answers = generation_seconds(bench, 1, static=config.speed.static_cache).timing
     values = (searching.step().mean, searching.round().mean, finishing.step().mean, answers.median)
     return dict(zip(PIECES, values, strict=True)) | {"warm_up": searching.warm_up() + finishing.warm_up()}
