@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from grasp_lora.cli.bench import show_record
 from grasp_lora.config import build_config
 from grasp_lora.pipeline.bench import clock, record, workloads
 from grasp_lora.pipeline.bench.counting import Counter
@@ -186,7 +187,7 @@ def test_the_random_model_is_made_once_in_its_own_precision():
 
 
 def test_the_three_ways_of_a_round_give_the_same_losses():
-    result = measure_rounds(1)
+    result = measure_rounds(1, ["controller.candidates=1"])
     assert result["examples"] == 16
     assert result["largest_difference"] < 1e-4
     medians = {name: times["median_s"] for name, times in result["seconds"].items()}
@@ -213,12 +214,19 @@ def test_a_quick_run_is_extrapolated_and_says_so(pico, cli, tmp_path, monkeypatc
     assert Path(shown["file"]).parent == Path("runs/bench")
 
 
-def test_the_command_prints_tables(pico, cli, tmp_path):
-    said = cli(*words("--variants", "--out", tmp_path / "r.json"))
+def test_a_quick_run_prints_tables(pico, cli, tmp_path):
+    said = cli(*words("--quick", "--out", tmp_path / "r.json"))
     assert said.code == 0
-    for phrase in ("training step", "round without probing", "whole run (27 steps", "timed as a whole", "x floor",
-                   "per new token", "peak memory", "speed.static_cache=false"):  # fmt: skip
+    for phrase in ("training step", "round without probing", "whole run (27 steps", "extrapolated", "x floor",
+                   "per new token", "peak memory"):  # fmt: skip
         assert phrase in said.out
+
+
+def test_every_part_of_a_record_is_shown(measured, capsys):
+    show_record(*measured, as_json=False)
+    said = capsys.readouterr().out
+    for phrase in ("timed as a whole", "speed.static_cache=false", "as configured, again", "probing, candidates"):
+        assert phrase in said
 
 
 @pytest.mark.parametrize(

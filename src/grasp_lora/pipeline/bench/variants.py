@@ -11,7 +11,7 @@ from .measure import QUICK_EPOCHS, Subject
 from .pieces import FINAL, generation_seconds, opened
 from .stages import clocked_final, clocked_search
 
-EXAMPLES = 24  # of training: three updates of eight, two rounds in an epoch
+EXAMPLES = 16  # of training: two updates of eight, one round in an epoch
 _OFF = ("off", "none")
 PIECES = ("training step", "round", "final update", "generation of a batch")
 
