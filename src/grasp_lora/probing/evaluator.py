@@ -150,10 +150,12 @@ def _repeat(batch: Batch, count: int) -> Batch:
     """Return the batch `count` times over, group-major."""
     if count == 1:
         return batch
+    blocks = batch.input_ids.numel() * torch.arange(count, device=batch.places.device)
     return replace(
         batch,
         input_ids=batch.input_ids.repeat(count, 1),
         attention_mask=batch.attention_mask.repeat(count, 1),
         labels=batch.labels.repeat(count, 1),
+        places=(blocks[:, None] + batch.places).flatten(),
         index=batch.index * count,
     )
