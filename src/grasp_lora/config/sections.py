@@ -138,6 +138,16 @@ class SpeedConfig(Section):
         description="most tokens of such a pass, padding included; default batch_size times the longest example, "
         "which needs no more activation memory than passes of batch_size examples",
     )
+    skip_mask: bool = Field(
+        True, description="no attention mask where causal attention over right padding needs none (faster kernels)"
+    )
+    cuda_graphs: bool = Field(
+        True, description="on a GPU, record training passes as CUDA graphs, one per shape, and replay them"
+    )
+    fused_optimizer: bool = Field(True, description="on a GPU, AdamW in one kernel")
+    read_losses_every: PositiveInt = Field(
+        10, description="on a GPU, updates after which their losses are looked at; every look waits for the GPU"
+    )
 
 
 class MergeConfig(Section):

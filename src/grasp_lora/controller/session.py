@@ -51,7 +51,7 @@ class RatioSearch:
         self._released = config.preset == "released"
         self._optimizer: torch.optim.Optimizer | None = None
         self._first_ranking: Ranking | None = None
-        self._recent: list[float] = []  # training losses since the last round
+        self._recent: list[float | Tensor] = []  # training losses since the last round
         self._lowest: list[float] | None = None  # per-example losses of the best baseline so far
         self._rises = False
         self.rounds = 0
@@ -72,7 +72,7 @@ class RatioSearch:
         if not self._released:
             self._bank.mask_gradient()
 
-    def after_step(self, step: int, loss: float | None) -> bool:
+    def after_step(self, step: int, loss: float | Tensor | None) -> bool:
         """Hold pruned entries at zero and, every `interval` steps, run a round; True when the answer stands.
 
         The loss only serves the diagnostics; a loop that does not know it gives None.
@@ -85,7 +85,7 @@ class RatioSearch:
         last = self._hold_from is not None and step >= self._hold_from
         if step % self._config.interval:
             return self._answer("half of the epochs are done") if last else False
-        self.controller.observe(train=sum(self._recent) / len(self._recent) if self._recent else None)
+        self.controller.observe(train=float(sum(self._recent) / len(self._recent)) if self._recent else None)
         self._recent.clear()
         self.rounds += 1
         self._round(self.rounds, step)
@@ -201,7 +201,7 @@ class RatioSearch:
             "held": self.held,
             "lowest": self._lowest,
             "rises": self._rises,
-            "recent": list(self._recent),
+            "recent": [float(loss) for loss in self._recent],
             "sizes": list(self._first_ranking.sizes) if self._first_ranking else None,
         }
         return tensors, plain

@@ -1,6 +1,6 @@
 """Examples, tasks, token sequences, batches and splits."""
 
-from .batches import IGNORED, Batch, answer_window, collate, epoch_order, length_sorted_chunks, packed
+from .batches import IGNORED, Batch, answer_window, collate, epoch_order, length_sorted_chunks, moved, packed
 from .encode import CutReport, Encoded, EncodedSet, encode, encode_prompts, end_id, padding_id
 from .examples import Example, TaskName, examples_from_records, load_examples, to_record
 from .leakage import check_leakage, check_micro_dev
@@ -30,6 +30,7 @@ __all__ = [
     "epoch_order",
     "examples_from_records",
     "length_sorted_chunks",
+    "moved",
     "load_examples",
     "load_splits",
     "packed",

@@ -37,14 +37,15 @@ class Batch:
         target = torch.device(device)
         return replace(
             self,
-            input_ids=_moved(self.input_ids, target),
-            attention_mask=_moved(self.attention_mask, target),
-            labels=_moved(self.labels, target),
-            places=_moved(self.places, target),
+            input_ids=moved(self.input_ids, target),
+            attention_mask=moved(self.attention_mask, target),
+            labels=moved(self.labels, target),
+            places=moved(self.places, target),
         )
 
 
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; to a GPU from pinned memory, without waiting for what the GPU does."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -36,6 +36,12 @@ class Attached:
     pad_id: int
     speed: SpeedConfig = field(default_factory=SpeedConfig)
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Precision of the model's own weights, where it says so; merged factors are rounded to it."""
+        dtype = getattr(self.model, "dtype", None)
+        return dtype if isinstance(dtype, torch.dtype) else None
+
 
 class Evaluator:
     """Losses of a fixed list of examples under any masks of a bank. Evaluation mode, no gradients, nothing changed.
