@@ -109,6 +109,31 @@ def length_sorted_chunks(items: Sequence[Encoded], batch_size: int) -> list[list
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
+def cheapest_chunks(lengths: Sequence[int], most: int, tokens: int, least: int = 0) -> list[list[int]]:
+    """Return all positions in chunks of like length that cost the fewest tokens, padding included, longest first.
+
+    A chunk holds at most `most` sequences and `tokens` tokens (a longer sequence makes a chunk by itself) and costs at
+    least as much as `least` tokens: what a pass costs however short it is. Among equals, fewer chunks.
+    """
+    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    best: list[tuple[int, int, int]] = [(0, 0, 0)]  # cost, chunks and start of the last one, of the first k positions
+    for end in range(1, len(order) + 1):
+        options = []
+        for start in range(end - 1, max(-1, end - 1 - most), -1):
+            size = (end - start) * lengths[order[start]]
+            if size > tokens and end - start > 1:
+                break
+            options.append((best[start][0] + max(size, least), best[start][1] + 1, start))
+        best.append(min(options))
+    chunks: list[list[int]] = []
+    end = len(order)
+    while end:
+        start = best[end][2]
+        chunks.append(order[start:end])
+        end = start
+    return chunks[::-1]
+
+
 def packed(lengths: Sequence[int], tokens: int) -> list[list[int]]:
     """Return all positions in chunks of at most `tokens` tokens, padding included, longest sequences first.
 
