@@ -130,6 +130,9 @@ class FinalizeConfig(TrainingConfig):
 class SpeedConfig(Section):
     """What saves time and changes results by rounding only (docs/performance.md)."""
 
+    static_cache: bool = Field(
+        True, description="generation on a GPU: a cache of fixed size, and the step of one token captured once"
+    )
     pack_accumulation: bool = Field(
         True, description="run an update's examples, sorted by length, in as few passes as tokens_per_pass allows"
     )
