@@ -186,6 +186,15 @@ def test_validate_shows_all_problems_at_once(world, cli, no_weights):
     assert not (world.root / "run").exists()
 
 
+def test_validate_names_a_split_that_is_not_set_once(world, cli, no_weights):
+    said = cli("validate", "-c", world.file(data__target__micro_dev=None))
+    assert said.code == 3
+    shown = " ".join(said.out.split())
+    assert "error data.target.micro_dev is not set, and this stage needs it" in shown
+    assert "ok data.target.train: 6 examples" in shown
+    assert "ok leakage: no text is in two of the 5 splits that were read" in shown
+
+
 def test_validate_says_what_is_there(world, cli, no_weights):
     said = cli("validate", "-c", world.file(task__max_length=32, adapters__target=world.adapter("ar")), "--json")
     seen = {row["what"]: row["seen"] for row in json.loads(said.out)}

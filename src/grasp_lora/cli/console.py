@@ -166,8 +166,8 @@ def show_findings(findings: Sequence[Finding], as_json: bool) -> None:
         return
     for finding in findings:
         mark = "[bold red]error[/]" if finding.error else "[green]ok[/]"
-        _console().print(f"{mark} {finding.what}: ", end="")
-        _console().print(str(finding.error) if finding.error else finding.seen, markup=False)
+        _console().print(f"{mark} ", end="")
+        _console().print(finding.sentence, markup=False)
 
 
 def show_plan(plan: Plan, as_json: bool) -> None:
