@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -146,16 +145,6 @@ def _show_diagnostic(found: Mapping[str, str]) -> None:
     console.print(f"{found['severity']}: {found['seen']}", markup=False)
     console.print(f"    why it matters: {found['why']}", markup=False)
     console.print(f"    what to change: {found['advice']}", markup=False)
-
-
-def show_facts(facts: Mapping[str, Any], as_json: bool) -> None:
-    """Print a stage's result, one fact a line."""
-    if as_json:
-        print_json(facts)
-        return
-    for name, value in facts.items():
-        shown = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
-        _console().print(f"{name}: {shown}", markup=False)
 
 
 def show_findings(findings: Sequence[Finding], as_json: bool) -> None:
