@@ -164,7 +164,7 @@ def save(work: Setup, adapter: TrainedAdapter, folder: str | Path, *, overwrite:
     """Write an adapter trained here as a plain PEFT folder; its scaling is folded into B."""
     modules = adapter.factors.modules
     pairs = {module: (factor.A, factor.scaling * factor.B) for module, factor in modules.items()}
-    save_adapter(folder, pairs, base_model=work.base.name, overwrite=overwrite)
+    save_adapter(folder, pairs, base_model=work.base.name, revision=work.base.revision, overwrite=overwrite)
     return Path(folder)
 
 

@@ -1,5 +1,6 @@
 """Base models: device, dtype, checkpointing, the shape without weights, what cannot be loaded."""
 
+import json
 import shutil
 import warnings
 
@@ -74,6 +75,15 @@ def test_a_whole_run_on_other_families(family, tmp_path):
     loss = result.results["systems"]["grasp"]["scores"][0]["value"]
     assert loss < 6.0
     assert with_peft(world.model, result.adapter)
+
+
+def test_adapters_record_the_revision_of_their_base(pico_folder, tmp_path):
+    world = World(tmp_path, pico_folder)
+    result = run_pipeline(world.config(model__revision="abc123", evaluate__rivals=[], finalize__epochs=1))
+    trained = [result.folder / "stages" / f"{role}_adapter" / "adapter" for role in ("source", "target")]
+    for folder in (*trained, result.adapter):
+        recorded = json.loads((folder / "adapter_config.json").read_text())
+        assert (recorded["base_model_name_or_path"], recorded["revision"]) == (pico_folder.name, "abc123")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])

@@ -76,7 +76,7 @@ def export_adapter(
     adapter = folder / "adapter"
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    save_adapter(adapter, factors, base_model=base.name, model_card=card, overwrite=overwrite)
+    save_adapter(adapter, factors, base_model=base.name, revision=base.revision, model_card=card, overwrite=overwrite)
     sparse_path, sparse_bytes = None, None
     if sparse:
         sparse_path = folder / SPARSE_FILE
@@ -141,11 +141,11 @@ def model_card(base_name: str, facts: Mapping[str, Any], table: str) -> str:
     """Return the README of an exported adapter: what it is, how it was made, how to load it."""
     rows = "\n".join(f"| {key} | {value} |" for key, value in facts.items())
     embedded = base_name == DEMO  # no name that transformers knows: the backbone lies wherever the package is installed
+    named = "" if embedded else f"base_model: {base_name}\n"
     loaded = "demo_backbone()" if embedded else f'"{base_name}"'
     imported = "from grasp_lora import demo_backbone\n" if embedded else ""
     return f"""---
-base_model: {base_name}
-library_name: peft
+{named}library_name: peft
 pipeline_tag: text-generation
 tags:
 - lora
@@ -165,9 +165,24 @@ model = AutoModelForCausalLM.from_pretrained({loaded})
 model = PeftModel.from_pretrained(model, "PATH_OF_THIS_FOLDER")
 ```
 
+{_how_the_base_is_found(base_name)}
+
 | setting | value |
 | --- | --- |
 {rows}
 
 {table}
 """
+
+
+def _how_the_base_is_found(name: str) -> str:
+    """Say what has to be loaded first: only a hub id is found by its name everywhere."""
+    if name == DEMO:
+        return (
+            "The base model comes with the package grasp-lora and is on no hub, so `AutoPeftModelForCausalLM`, which "
+            "looks for a base by its recorded name, does not find it. Load it first, as above."
+        )
+    return (
+        f"The base model is recorded as `{name}`. If that is a folder of yours and no hub id, give its path above; "
+        "`AutoPeftModelForCausalLM` finds it only by a name that leads there."
+    )
