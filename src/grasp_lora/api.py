@@ -6,7 +6,7 @@
     print(evaluate(work, final))
     export(work, final, "adapters/merged")
 
-Examples are JSON-lines, CSV or Parquet files, `datasets.Dataset` objects, or lists of dicts.
+Examples are files (JSON lines, CSV, TSV, Parquet, SQuAD-format JSON), `datasets.Dataset` objects, or lists of dicts.
 """
 
 from __future__ import annotations
