@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from ..adapters.bank import AdapterBank
+from ..adapters.discover import output_head
 from ..adapters.merge import Pair
+from ..adapters.peft_config import CONFIG_FILE
 from ..adapters.peft_save import save_adapter
 from ..adapters.sparse import save_sparse
 from ..config import ModelConfig
@@ -121,7 +125,8 @@ def export_merged_model(base_config: ModelConfig, adapter: Path, folder: Path) -
     """Write the full base model with the adapter merged in, and its tokenizer, to `folder`.
 
     The base is loaded anew in its checkpoint's own precision, on the CPU; a quantized base cannot be merged exactly and
-    is a `ConfigError`.
+    is a `ConfigError`. Where the adapter changes a head that shares its weight with the embedding, the merged model has
+    two weights.
     """
     check_mergeable(base_config)
     model = AutoModelForCausalLM.from_pretrained(
@@ -130,11 +135,29 @@ def export_merged_model(base_config: ModelConfig, adapter: Path, folder: Path) -
         revision=base_config.revision,
         trust_remote_code=base_config.trust_remote_code,
     )
+    if _touches_head(model, adapter):
+        _untie(model)
     merged = attach_peft(model, adapter).merge_and_unload()
     with disk_errors(folder):
         merged.save_pretrained(folder)
         load_tokenizer(base_config).save_pretrained(folder)
     return folder
+
+
+def _touches_head(model: Any, adapter: Path) -> bool:
+    head = output_head(model)
+    targets = json.loads((adapter / CONFIG_FILE).read_text(encoding="utf-8"))["target_modules"]  # full names, by us
+    return head is not None and head in targets
+
+
+def _untie(model: Any) -> None:
+    """Give a head that shares its weight with the embedding one of its own, or merging would change both."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head.weight is not embedding.weight:
+        return
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    for settings in {id(part): part for part in (model.config, model.config.get_text_config())}.values():
+        settings.tie_word_embeddings = False
 
 
 def model_card(base_name: str, facts: Mapping[str, Any], table: str) -> str:
