@@ -289,6 +289,7 @@ def test_half_a_pair(tmp_path: Path) -> None:
     [
         ("base_model.model.model.embed_tokens.weight", "weights of the base"),
         ("base_model.model.model.embed_tokens.lora_embedding_A", "an embedding"),
+        ("base_model.model.lm_head.base_layer.weight", "save_embedding_layers=False"),
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", "DoRA"),
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias", "unknown variant"),
         ("base_model.model.model.layers.0.self_attn.q_proj.bias", "weights of the base"),

@@ -26,6 +26,7 @@ PEFT_PREFIX = "base_model.model."
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")
 KEY = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 VARIANT_KEYS = {
+    ".base_layer.weight": "weights of the base model (save_pretrained takes save_embedding_layers=False)",
     "lora_embedding_": "an adapter of an embedding, which is not linear",
     "lora_magnitude_vector": "DoRA",
     "lora_bias": "a bias of the update",
@@ -98,6 +99,15 @@ def content_hash(folder: Path) -> str:
     for file in (CONFIG_FILE, WEIGHTS_FILE):
         with (folder / file).open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def factors_hash(modules: Mapping[str, Factor]) -> str:
+    """Return the SHA-256 over names, scalings and values of factors that no folder holds, as hexadecimal text."""
+    digest = hashlib.sha256()
+    for name, factor in sorted(modules.items()):
+        digest.update(f"{name}\0{tuple(factor.A.shape)}\0{factor.scaling!r}\0".encode())
+        digest.update(torch.cat([factor.A.flatten(), factor.B.flatten()]).detach().double().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
