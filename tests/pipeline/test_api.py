@@ -10,7 +10,7 @@ import grasp_lora
 from grasp_lora import api, evaluate, export, finalize, save, search, setup, train_adapter
 from grasp_lora.config import build_config
 from grasp_lora.data import build_task, encode
-from grasp_lora.errors import AdapterError, ConfigError, DataError
+from grasp_lora.errors import AdapterError, ConfigError, DataError, RunError
 from grasp_lora.integrations import merge_into
 from grasp_lora.training.setup import Setup
 from pico import pico_adapter, pico_model, pico_rows, pico_tokenizer
@@ -182,6 +182,13 @@ def test_what_is_no_adapter_is_told(work, final, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             mistake()
+
+
+def test_an_export_is_written_whole_or_not_at_all(work, final, tmp_path):
+    (tmp_path / "factors.sparse.safetensors").write_bytes(b"mine")
+    with pytest.raises(RunError, match="exists and is not overwritten"):
+        export(work, final[2], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["factors.sparse.safetensors"]
 
 
 def test_a_search_that_kept_its_adapter_is_a_final_run(work, final, tmp_path):

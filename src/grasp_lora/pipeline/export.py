@@ -19,7 +19,7 @@ from ..adapters.peft_config import CONFIG_FILE
 from ..adapters.peft_save import save_adapter
 from ..adapters.sparse import save_sparse
 from ..config import ModelConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, RunError
 from ..runs.atomic import disk_errors
 from ..training.setup import Base
 from .models import DEMO, attach_peft, load_tokenizer, location
@@ -78,6 +78,8 @@ def export_adapter(
     """
     factors = merged_tensors(bank)
     adapter = folder / "adapter"
+    if sparse and (folder / SPARSE_FILE).exists() and not overwrite:  # before the first of the two is written
+        raise RunError(f"'{folder / SPARSE_FILE}' exists and is not overwritten. Choose another folder.")
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     save_adapter(adapter, factors, base_model=base.name, revision=base.revision, model_card=card, overwrite=overwrite)
