@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -141,9 +144,18 @@ def export_merged_model(base_config: ModelConfig, adapter: Path, folder: Path) -
         _untie(model)
     merged = attach_peft(model, adapter).merge_and_unload()
     with disk_errors(folder):
-        merged.save_pretrained(folder)
+        try:
+            merged.save_pretrained(folder)
+        except SafetensorError as error:
+            raise _as_os_error(error) from error
         load_tokenizer(base_config).save_pretrained(folder)
     return folder
+
+
+def _as_os_error(error: SafetensorError) -> OSError:
+    """Return what the disk said to safetensors, whose errors are none of `OSError` and name the number in words."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError(str(error))
 
 
 def _touches_head(model: Any, adapter: Path) -> bool:
