@@ -4,7 +4,7 @@ import datasets
 import peft
 import pytest
 import torch
-from world import load_plain, with_peft
+from world import World, load_plain, with_peft
 
 import grasp_lora
 from grasp_lora import api, evaluate, export, finalize, save, search, setup, train_adapter
@@ -182,6 +182,29 @@ def test_what_is_no_adapter_is_told(work, final, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             mistake()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "merge"),
+    [
+        ({}, {"target_modules": ["k_proj", "v_proj"]}, {"weights": [1.0, -0.7]}),
+        ({"layers_to_transform": [0]}, {"target_modules": ["q_proj", "down_proj"]}, {}),
+        (
+            {"r": 3, "use_rslora": True},
+            {"rank_pattern": {"v_proj": 4}, "alpha_pattern": {"q_proj": 9.5}},
+            {"rule": "sum_deltas"},
+        ),
+        ({"target_modules": "all-linear"}, {"bias": "none", "init_lora_weights": "gaussian"}, {}),
+    ],
+)
+def test_adapters_unlike_each_other_are_exported_exactly(first, second, merge, pico_folder, tmp_path):
+    world = World(tmp_path, pico_folder)
+    work = setup(load_plain(pico_folder), pico_tokenizer(), config=CONFIG | {"merge": merge}, **ROWS)
+    result = finalize(work, [world.adapter("one", **first), world.adapter("two", **second)], 0.4)
+    folder = export(work, result, tmp_path / "out").adapter
+    assert base_loss(with_peft(pico_folder, folder), ROWS["test"]) == pytest.approx(
+        sum(evaluate(work, result).losses) / 3, abs=1e-5
+    )
 
 
 def test_an_export_is_written_whole_or_not_at_all(work, final, tmp_path):

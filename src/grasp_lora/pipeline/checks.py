@@ -250,7 +250,8 @@ def _encoded(
 
 def _adapter(config: Config, model: nn.Module, role: str, given: str) -> tuple[AdapterFactors, str]:
     factors = load_adapter(
-        given, module_shapes(model), name=role, base_id=recorded_name(config.model), head=output_head(model),
+        given, module_shapes(model), name=role, base_id=recorded_name(config.model),
+        base_revision=config.model.revision, head=output_head(model),
         allow_other_base=config.adapters.allow_other_base,
     )  # fmt: skip
     ranks = sorted({int(factor.A.shape[0]) for factor in factors.modules.values()})
