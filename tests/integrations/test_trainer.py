@@ -238,6 +238,12 @@ def test_the_merge_generates_as_its_export_does_and_comes_off_without_a_trace(tm
     assert not torch.equal(logits, bare)
 
 
+def test_saving_as_a_model_does_not_lose_the_adapters_in_silence(tmp_path):
+    with pytest.raises(AdapterError, match=r"without its adapters. Use export\(folder\)"):
+        World().merged().save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_merge_at_a_time(tmp_path):
     world = World()
     merged = world.merged()

@@ -81,7 +81,7 @@ def train_adapter(
 ) -> None:
     """Train the source or the target adapter alone."""
     from ..pipeline.stages import ADAPTER, adapter_stage
-    from .console import show_facts
+    from .facts import show_facts
 
     check_choice("--role", role, ("source", "target"))
     resolved = read_config(config, sets, report_to)
@@ -132,7 +132,7 @@ def finalize(
     from ..pipeline.checks import required_splits
     from ..pipeline.finalize import check_ratio
     from ..pipeline.stages import all_adapters, final_stage, learned_point
-    from .console import show_facts
+    from .facts import show_facts
 
     if ratio is not None:
         check_ratio(ratio)
@@ -224,7 +224,7 @@ def export(
     """Write the run's final adapter as a plain PEFT folder (and sparse file, and merged model if asked)."""
     from ..pipeline.stages import require_final
     from ..pipeline.story import export_finished
-    from .console import show_facts
+    from .facts import show_facts
 
     stage = _Stage(read_config(config, sets), quiet, overwrite, resume, [], ["keep", "export", "deployment"])
     show_facts(stage.run(export_finished, first=require_final), as_json)

@@ -50,7 +50,7 @@ class TaskConfig(Section):
 
 
 class SplitFiles(Section):
-    """Files of one language (JSONL, CSV, Parquet or SQuAD-format JSON), or `hf:NAME[:CONFIG]:SPLIT`."""
+    """Files of one language (JSONL, CSV, TSV, Parquet or SQuAD-format JSON), or `hf:NAME[:CONFIG]:SPLIT`."""
 
     train: str | None = Field(None, description="trained on")
     dev: str | None = Field(None, description="picks the best epoch; without it the last one is kept")

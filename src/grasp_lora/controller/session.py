@@ -85,7 +85,8 @@ class RatioSearch:
         last = self._hold_from is not None and step >= self._hold_from
         if step % self._config.interval:
             return self._answer("half of the epochs are done") if last else False
-        self.controller.observe(train=float(sum(self._recent) / len(self._recent)) if self._recent else None)
+        train = torch.tensor([float(loss) for loss in self._recent], dtype=torch.float64)
+        self.controller.observe(train=float(train.mean()) if self._recent else None, train_error=_error(train))
         self._recent.clear()
         self.rounds += 1
         self._round(self.rounds, step)
@@ -117,8 +118,8 @@ class RatioSearch:
         if self._rises:
             return  # the search ends here, and what this round saw would only mislead the estimate
         decision = self.controller.tell(proposal, losses[0].numpy(), losses[1:].numpy())
-        if step:
-            self.controller.observe(micro=float(losses[0].mean()))
+        mean = float(losses[0].mean())
+        self.controller.observe(**({"micro": mean, "micro_error": _error(losses[0])} if step else {"start": mean}))
         report = self._commit(ranking, decision)
         times = {
             "ranking_s": ranked - clock,
@@ -216,6 +217,11 @@ class RatioSearch:
         self._recent = [float(loss) for loss in plain["recent"]]
         if plain["sizes"] is not None:
             self._first_ranking = Ranking(tensors["ranks"].to(self._bank.values.device), tuple(plain["sizes"]))
+
+
+def _error(losses: Tensor) -> float | None:
+    """Return the standard error of the mean of losses (n,), None where one alone has none."""
+    return float(losses.std()) / len(losses) ** 0.5 if len(losses) > 1 else None
 
 
 def _row(

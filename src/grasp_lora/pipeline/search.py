@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -75,8 +76,8 @@ def search(setup: Setup, adapters: Sequence[AdapterFactors], io: StageIO) -> Sea
         loop.judging = lambda: session.held or not keep
         with io.running(loop, total):
             outcome = loop.run()
-    if outcome.dev_losses and not keep:  # an adapter that is kept trains on after its last probe
-        controller.observe(dev=outcome.dev_losses[-1])
+    if outcome.dev_losses and dev is not None and not keep:  # an adapter that is kept trains on after its last probe
+        _observe_dev(controller, outcome.dev_losses, updates, (probe.examples, dev.examples))
     estimate = controller.estimate()
     best = merge_point(controller.settings.axes, estimate.best)
     differs = importance_differs(config.prune.importance, config.final_importance)
@@ -86,6 +87,20 @@ def search(setup: Setup, adapters: Sequence[AdapterFactors], io: StageIO) -> Sea
         best.ratio, best, estimate.interval, estimate, tuple(diagnostics), session.rounds,
         session.evaluations, probe.token_passes, session.stop_reason, outcome, final,
     )  # fmt: skip
+
+
+def _observe_dev(controller: Controller, losses: Sequence[float], updates: int, examples: tuple[int, int]) -> None:
+    """Tell the dev losses of the epochs' ends on both sides of the last round (or the one at which it was), if known.
+
+    `updates` are the steps of an epoch, `examples` the numbers of micro-dev's and dev's. Their error is what it would
+    be if the examples of dev spread as those of micro-dev do.
+    """
+    rounds, errors = controller.history.rounds[-1:], controller.observations.micro_error[-1:]
+    epoch, beyond = divmod(max(rounds, default=0) * controller.config.interval, updates)
+    beside = losses[epoch - 1 : epoch + bool(beyond)] if epoch else ()
+    if errors and len(beside) == 1 + bool(beyond):
+        for loss in beside:
+            controller.observe(dev=loss, dev_error=errors[0] * math.sqrt(examples[0] / examples[1]))
 
 
 def search_axes(config: Config, adapters: Sequence[str], modules: Iterable[str]) -> Callable[[Axis], tuple[Axis, ...]]:

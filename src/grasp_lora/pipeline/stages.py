@@ -141,15 +141,14 @@ def trained_stage(
 
 def _save_trained(run: Run, folder: Path, factors: AdapterFactors) -> None:
     """Write an adapter trained here as a PEFT folder; scalings that differ by module are folded into B."""
-    scalings = {factor.scaling for factor in factors.modules.values()}
-    ranks = {int(factor.A.shape[0]) for factor in factors.modules.values()}
-    if len(scalings) == 1 and len(ranks) == 1:
-        scaling, rank = scalings.pop(), ranks.pop()
-        pairs = {module: (f.A, f.B) for module, f in factors.modules.items()}
-        save_adapter(folder, pairs, base_model=run.setup.base.name, alpha=scaling * rank, overwrite=True)
-        return
-    folded = {module: (f.A, f.scaling * f.B) for module, f in factors.modules.items()}
-    save_adapter(folder, folded, base_model=run.setup.base.name, overwrite=True)
+    modules, base = factors.modules, run.setup.base
+    shapes = {(factor.scaling, int(factor.A.shape[0])) for factor in modules.values()}
+    (scaling, rank), *others = shapes
+    alpha = None if others else scaling * rank
+    save_adapter(
+        folder, {module: (f.A, f.B if alpha else f.scaling * f.B) for module, f in modules.items()},
+        base_model=base.name, revision=base.revision, alpha=alpha, overwrite=True,
+    )  # fmt: skip
 
 
 def _load(run: Run, given: str, name: str) -> AdapterFactors:
