@@ -79,7 +79,8 @@ class ChannelNorms:
 
 class _Site:
     """One adapted module and what the current pass adds there; an object of plain attributes, so that a compiler that
-    has seen one layer knows them all."""
+    has seen one layer knows them all.
+    """
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.name = name

@@ -88,6 +88,7 @@ def finalize(
             seed=config.seed, dev=dev, callbacks=callbacks,
             selector=selector if settings.mask == "dynamic" else None, plumbing=io.plumbing(),
         )  # fmt: skip
+        loop.judging_start = settings.keep_start
         with io.running(loop, settings.epochs * loop.updates_per_epoch):
             outcome = loop.run()
     flips = tuple(callbacks[0].flips) if callbacks and isinstance(callbacks[0], FixedRatio) else ()

@@ -20,6 +20,9 @@ from ..training.setup import Setup
 from .finalize import FinalResult
 from .stageio import StageIO
 
+PROBE_ROUNDS = 8
+"""Rounds after the first where `search.epochs` is 0 and `controller.rounds` says nothing."""
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -47,7 +50,8 @@ def search(setup: Setup, adapters: Sequence[AdapterFactors], io: StageIO) -> Sea
     """Run the controller on the merge of `adapters` and return the learned ratio (algorithm.md, section 4).
 
     Uses the target's train and micro_dev splits; dev only where `search.patience` asks for it, or where the adapter is
-    kept (`finalize.adapter=reuse`), to pick its epoch once the point is settled.
+    kept (`finalize.adapter=reuse`), to pick its epoch once the point is settled. With `search.epochs=0` nothing is
+    trained: every round probes the merge as it is.
     """
     config = setup.config
     keep = config.finalize.adapter == "reuse"
@@ -64,10 +68,14 @@ def search(setup: Setup, adapters: Sequence[AdapterFactors], io: StageIO) -> Sea
         total = config.search.epochs * updates
         seed = config.seed if config.controller.seed is None else config.controller.seed
         axes = search_axes(config, bank.names, bank.modules)
-        controller = Controller(config.controller, seed, steps_total=total, axes=axes)
+        at_once = 0 if total else rounds_at_once(config)
+        controller = Controller(
+            config.controller, seed, steps_total=total or at_once * config.controller.interval, axes=axes
+        )
         session = RatioSearch(
             bank, selector, probe, controller, config.controller, io.record_round,
             axes=controller.settings.axes, hold_from=total // 2 if keep else None,
+            at_once=at_once,
         )  # fmt: skip
         loop = TrainingLoop(
             attached, items, config.search,
@@ -101,6 +109,11 @@ def _observe_dev(controller: Controller, losses: Sequence[float], updates: int, 
     if errors and len(beside) == 1 + bool(beyond):
         for loss in beside:
             controller.observe(dev=loss, dev_error=errors[0] * math.sqrt(examples[0] / examples[1]))
+
+
+def rounds_at_once(config: Config) -> int:
+    """Return how many rounds follow the first where nothing is trained between them."""
+    return PROBE_ROUNDS if config.controller.rounds is None else config.controller.rounds
 
 
 def search_axes(config: Config, adapters: Sequence[str], modules: Iterable[str]) -> Callable[[Axis], tuple[Axis, ...]]:

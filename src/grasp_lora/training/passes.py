@@ -59,7 +59,9 @@ def few_widths(lengths: Sequence[int], count: int, multiple: int = 8) -> list[in
     if not sizes:
         return []
     # best[k]: padded tokens and widths of the shortest k sequences, with as many widths as the round allows.
-    best: list[tuple[int, list[int]]] = [(sizes[k - 1] * k, [sizes[k - 1]]) if k else (0, []) for k in range(len(sizes) + 1)]
+    best: list[tuple[int, list[int]]] = [
+        (sizes[k - 1] * k, [sizes[k - 1]]) if k else (0, []) for k in range(len(sizes) + 1)
+    ]
     for _ in range(count - 1):
         best = [
             min(((best[j][0] + (k - j) * sizes[k - 1], [*best[j][1], sizes[k - 1]]) for j in range(k)), default=(0, []))
