@@ -56,7 +56,7 @@ register(
         "default", "reuse",
     ),
     Method(
-        "grasp_recommended", "GRASP recommended", "ratio and weights of target and sequential together, by probes alone; "
+        "grasp_recommended", "GRASP recommended", "ratio and weights of target and sequential, by probes alone; "
         "a final run, or none where dev says so", SECTION, ("train", "dev", "micro_dev"), "all", _recommended,
         runs=True, prunes=True,
     ),

@@ -28,8 +28,8 @@ class EstimateSettings:
     """What the estimator may assume.
 
     Bounds of every axis; level of the interval; `plateau`, how many standard errors a sparser ratio may look worse and
-    still be preferred; `start`, the point that a choice among several axes has to beat (None: the lower bounds); draws of bootstrap and posterior; and the probes (`next_points` (k, D) in `next_round`) whose
-    worth is asked.
+    still be preferred; `start`, the point that a choice among several axes has to beat (None: the lower bounds); draws
+    of bootstrap and posterior; and the probes (`next_points` (k, D) in `next_round`) whose worth is asked.
     """
 
     bounds: Bounds

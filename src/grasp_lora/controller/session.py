@@ -28,7 +28,7 @@ class RatioSearch:
 
     `axes` say what the coordinates of the controller's points mean. With `hold_from`, the run does not end when the
     answer stands: the answer is committed then, at the latest after step `hold_from`, and training goes on there. With
-    `at_once`, nothing is trained: so many rounds follow the first at the start, unless the answer stands before.
+    `at_once` set, nothing is trained: so many rounds follow the first at the start, unless the answer stands before.
 
     In `preset: released` the ranking of the first round is kept for ever and gradients of pruned entries are left
     alone (algorithm.md, points 6 and 7); otherwise the ranking is made anew in each round and gradients are masked.
@@ -45,10 +45,9 @@ class RatioSearch:
         *,
         axes: Sequence[Axis] = (RATIO_ONLY,),
         hold_from: int | None = None,
-        at_once: int = 0,
     ) -> None:
         self._axes, self._hold_from, self.held = tuple(axes), hold_from, False
-        self._at_once = at_once
+        self.at_once = 0
         self._known: tuple[tuple[float, ...], Tensor] | None = None  # the last baseline and where it was measured
         self._bank, self._selector, self._probe = bank, selector, probe
         self.controller, self._config, self._record = controller, config, record
@@ -69,10 +68,10 @@ class RatioSearch:
     def start(self) -> None:
         """Probe right after the merge, if the preset does so: the landscape is deepest there."""
         self._round(0, 0)
-        for index in range(1, self._at_once + 1):
+        for index in range(1, self.at_once + 1):
             self.rounds = index
             self._round(index, 0)
-            done = f"all {index} rounds are done" if index == self._at_once else None
+            done = f"all {index} rounds are done" if index == self.at_once else None
             if self._answer(self.controller.should_stop() or done) or self.held:
                 return
 
@@ -147,7 +146,7 @@ class RatioSearch:
         From there on a smaller or sparser merge looks better because it undoes the overfitting, which the final run
         avoids by its own means: dev picks its epoch.
         """
-        if self._released or not self._config.early_stop or self._at_once:
+        if self._released or not self._config.early_stop or self.at_once:
             return False
         if self._lowest is None or float(baseline.mean()) < sum(self._lowest) / len(self._lowest):
             self._lowest = baseline.tolist()
@@ -161,7 +160,7 @@ class RatioSearch:
         Where nothing is trained, the committed state is not measured twice.
         """
         here = self.controller.applied_point
-        if self._at_once and self._known is not None and self._known[0] == here:
+        if self.at_once and self._known is not None and self._known[0] == here:
             return torch.cat([self._known[1], self._measured(ranking, proposal, with_baseline=False)])
         losses = self._measured(ranking, proposal, with_baseline=True)
         self._known = (here, losses[:1])
@@ -194,7 +193,7 @@ class RatioSearch:
         }
 
     def _ranking(self) -> Ranking:
-        if not self._released and not self._at_once:  # what is not trained ranks the same for ever
+        if not self._released and not self.at_once:  # what is not trained ranks the same for ever
             return self._selector.ranking()
         if self._first_ranking is None:
             self._first_ranking = self._selector.ranking()

@@ -75,8 +75,8 @@ def search(setup: Setup, adapters: Sequence[AdapterFactors], io: StageIO) -> Sea
         session = RatioSearch(
             bank, selector, probe, controller, config.controller, io.record_round,
             axes=controller.settings.axes, hold_from=total // 2 if keep else None,
-            at_once=at_once,
         )  # fmt: skip
+        session.at_once = at_once
         loop = TrainingLoop(
             attached, items, config.search,
             seed=config.seed, dev=dev, callbacks=[session], selector=selector, plumbing=io.plumbing(),
