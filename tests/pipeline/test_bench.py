@@ -11,13 +11,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from grasp_lora.cli.bench import show_record
 from grasp_lora.config import build_config
 from grasp_lora.pipeline.bench import clock, record, workloads
 from grasp_lora.pipeline.bench.counting import Counter
 from grasp_lora.pipeline.bench.demo_rounds import measure_rounds
 from grasp_lora.pipeline.bench.measure import Subject
 from grasp_lora.pipeline.bench.stages import stage_times
-from grasp_lora.pipeline.bench.variants import switches
+from grasp_lora.pipeline.bench.variants import planned, switches
 from grasp_lora.pipeline.bench.workloads import mean_tokens
 from grasp_lora.runs import QuietProgress
 
@@ -131,7 +132,19 @@ def test_every_switch_has_its_line(measured):
         f"speed.{name}" for name in switches(config)
     }
     first, last = result["variants"][0], result["variants"][-1]
-    assert first["gained"]["round"] + last["gained"]["round"] == pytest.approx(2.0)
+    assert first["gained"]["training step"] + last["gained"]["training step"] == pytest.approx(2.0)
+
+
+def test_other_settings_can_be_compared_too():
+    sets = ("search.lr=0.1",)
+    config = PICO.config(sets)
+    given = ("speed.tokens_per_pass=7", "speed.static_cache=false controller.candidates=2")
+    one, two = planned(config, given, sets, PICO).values()
+    assert (one.speed.tokens_per_pass, one.search.lr) == (7, 0.1)
+    assert (two.speed.static_cache, two.controller.candidates) == (False, 2)
+    assert list(planned(config, (), sets, PICO)) == [
+        *(f"speed.{name}={str(value).lower()}" for name, value in switches(config).items()), "all of these off",
+    ]  # fmt: skip
 
 
 def test_costs_are_shown_against_every_size(measured):
@@ -186,7 +199,7 @@ def test_the_random_model_is_made_once_in_its_own_precision():
 
 
 def test_the_three_ways_of_a_round_give_the_same_losses():
-    result = measure_rounds(1)
+    result = measure_rounds(1, ["controller.candidates=1"])
     assert result["examples"] == 16
     assert result["largest_difference"] < 1e-4
     medians = {name: times["median_s"] for name, times in result["seconds"].items()}
@@ -213,12 +226,19 @@ def test_a_quick_run_is_extrapolated_and_says_so(pico, cli, tmp_path, monkeypatc
     assert Path(shown["file"]).parent == Path("runs/bench")
 
 
-def test_the_command_prints_tables(pico, cli, tmp_path):
-    said = cli(*words("--variants", "--out", tmp_path / "r.json"))
+def test_a_quick_run_prints_tables(pico, cli, tmp_path):
+    said = cli(*words("--quick", "--out", tmp_path / "r.json"))
     assert said.code == 0
-    for phrase in ("training step", "round without probing", "whole run (27 steps", "timed as a whole", "x floor",
-                   "per new token", "peak memory", "speed.static_cache=false"):  # fmt: skip
+    for phrase in ("training step", "round without probing", "whole run (27 steps", "extrapolated", "x floor",
+                   "per new token", "peak memory"):  # fmt: skip
         assert phrase in said.out
+
+
+def test_every_part_of_a_record_is_shown(measured, capsys):
+    show_record(*measured, as_json=False)
+    said = capsys.readouterr().out
+    for phrase in ("timed as a whole", "speed.static_cache=false", "as configured, again", "probing, candidates"):
+        assert phrase in said
 
 
 @pytest.mark.parametrize(
@@ -228,6 +248,7 @@ def test_the_command_prints_tables(pico, cli, tmp_path):
         (("--workload", "mlqa-8b", "--set", "model.device=cpu"), 2, "mlqa-8b needs a GPU (device cpu). Use its small"),
         (("--repeats", 0), 2, "--repeats must be at least 1 (got 0)"),
         (("--max-memory-gib", 8, "--set", "model.device=cpu"), 2, "--max-memory-gib caps the allocator of a GPU"),
+        (("--variant", "speed.nothing=1"), 2, "unknown setting 'speed.nothing'"),
         (("--max-memory-gib", 0), 2, "--max-memory-gib must be above 0"),
         (("--set", "model.quantization=bnb-4bit"), 2, "model.quantization: bench makes its own weights"),
         (("--set", "controller.interval=1"), 2, "controller.interval: bench tells rounds from steps"),

@@ -26,6 +26,12 @@ def bench(
     quick: Annotated[bool, typer.Option(help="A few epochs of each stage; the whole run is extrapolated.")] = False,
     scaling: Annotated[bool, typer.Option(help="Also how rounds and steps grow with their sizes.")] = False,
     variants: Annotated[bool, typer.Option(help="Also every piece with one switch of `speed` off at a time.")] = False,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Every piece with these settings beside the others: 'section.key=value ...'; may be repeated."
+        ),
+    ] = None,
     max_memory_gib: Annotated[float | None, typer.Option(help="Cap what the GPU's allocator may hold.")] = None,
     out: Annotated[Path | None, typer.Option(help="The record's file; default one in runs/bench.")] = None,
     quiet: Quiet = False,
@@ -37,7 +43,7 @@ def bench(
     from ..runs import make_progress
 
     names = workload or ["mlqa-cpu", "xlsum-cpu"]
-    request = Request(names, sets or (), repeats, quick, scaling, variants, max_memory_gib, out)
+    request = Request(names, sets or (), repeats, quick, scaling, variants, variant or (), max_memory_gib, out)
     record, path = measure(request, make_progress(quiet))
     show_record(record, path, as_json)
 

@@ -36,6 +36,10 @@ ReportTo = Annotated[
         autocompletion=lambda: list(get_args(TrackerName)),
     ),
 ]
+BenchRecord = Annotated[
+    Path | None,
+    typer.Option(help="With --dry-run: predict seconds from this record of `bench`, not from a measurement."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")]
 ScoredAdapter = Annotated[str | None, typer.Option(help="Score this PEFT folder alone instead of the run's systems.")]
 AnsweringAdapter = Annotated[

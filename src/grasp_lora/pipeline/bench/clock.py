@@ -132,12 +132,16 @@ class Ceilings:
         return max(flops / self.flops, moved / self.bytes)
 
 
-def measure_ceilings(side: int, dtype: torch.dtype, device: torch.device, repeats: int = 10) -> Ceilings:
-    """Measure a square product of random matrices and a copy far larger than the caches; medians of `repeats`."""
+def measure_rate(side: int, dtype: torch.dtype, device: torch.device, repeats: int = 3) -> float:
+    """Return the FLOP per second of a square product of random matrices, by the median of `repeats`."""
     generator = torch_generator(0, "bench", "matrix")
     a, b = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
-    product = timed(lambda: a @ b, repeats, device, warm_up=3).median
+    return 2.0 * side**3 / timed(lambda: a @ b, repeats, device, warm_up=3).median
+
+
+def measure_ceilings(side: int, dtype: torch.dtype, device: torch.device, repeats: int = 10) -> Ceilings:
+    """Measure a square product of random matrices and a copy far larger than the caches; medians of `repeats`."""
     source = torch.ones(_COPY_BYTES[device.type] // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     copy = timed(lambda: target.copy_(source), repeats, device, warm_up=3).median
-    return Ceilings(2.0 * side**3 / product, 2.0 * source.nbytes / copy)
+    return Ceilings(measure_rate(side, dtype, device, repeats), 2.0 * source.nbytes / copy)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...adapters.bank import AdapterBank
 from ...adapters.inject import ChannelNorms, Injection
 from ...adapters.point import MergePoint
-from ...config import TrainingConfig
+from ...config import ControllerConfig, TrainingConfig
 from ...controller import Controller
 from ...controller.session import RatioSearch
 from ...data import Encoded
@@ -152,12 +152,17 @@ def overhead_seconds(bench: Bench, rounds: int) -> dict[str, Timing]:
 def _controller(bench: Bench) -> Controller:
     config, bank = bench.setup.config, bench.bank
     axes = search_axes(config, bank.names, bank.modules)
-    return Controller(config.controller, config.seed, steps_total=500, axes=axes)
+    return Controller(_every_round(config.controller), config.seed, steps_total=500, axes=axes)
+
+
+def _every_round(config: ControllerConfig) -> ControllerConfig:
+    """Return the settings under which no round is left out."""
+    return config.model_copy(update={"early_stop": False, "rounds": None})
 
 
 def _session(bench: Bench) -> RatioSearch:
     controller, instant = _controller(bench), _Instant(bench.attached, bench.setup.items("micro_dev"))
-    config = bench.setup.config.controller
+    config = _every_round(bench.setup.config.controller)
     return RatioSearch(
         bench.bank, bench.selector, instant, controller, config, axes=controller.settings.axes
     )  # fmt: skip
@@ -173,11 +178,11 @@ def selection_seconds(bench: Bench, repeats: int) -> Timing:
     return timing
 
 
-def step_seconds(bench: Bench, training: TrainingConfig) -> Timing:
+def step_seconds(bench: Bench, training: TrainingConfig, items: Sequence[Encoded] | None = None) -> Timing:
     """Time the updates of a training with channel norms gathered; those of the first of two epochs warm up."""
     marks = Marks(bench.device)
     loop = TrainingLoop(
-        bench.attached, bench.setup.items("train"), training.model_copy(update={"epochs": 2}),
+        bench.attached, items or bench.setup.items("train"), training.model_copy(update={"epochs": 2}),
         seed=0, selector=bench.selector, plumbing=ClockedIO("training", marks).plumbing(),
     )  # fmt: skip
     start = now(bench.device)

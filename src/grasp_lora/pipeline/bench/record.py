@@ -22,7 +22,7 @@ from .demo_rounds import NAME as DEMO
 from .demo_rounds import measure_rounds
 from .measure import Subject, measure
 from .scaling import scaling
-from .variants import variants
+from .variants import planned, variants
 from .workloads import WORKLOADS
 
 FORMAT = 1
@@ -33,6 +33,7 @@ FOLDER = Path("runs") / "bench"
 class Request:
     """What to measure: workloads by name, `section.key=value` pairs, and how much of each.
 
+    `variants` compares with every switch of `speed` off alone, `variant` with the settings that it names.
     `memory_gib` caps what the allocator may hold on a GPU; `out` is the record's file, by default one named after
     workloads and time in `runs/bench`.
     """
@@ -43,6 +44,7 @@ class Request:
     quick: bool = False
     scaling: bool = False
     variants: bool = False
+    variant: Sequence[str] = ()
     memory_gib: float | None = None
     out: Path | None = None
 
@@ -96,6 +98,7 @@ def _checked(request: Request) -> dict[str, Config]:
         device = resolve_device(configs[name].model.device)
         if name in WORKLOADS:
             sized.require(device)
+            planned(configs[name], request.variant, request.sets, sized)
         if request.memory_gib is not None and device.type != "cuda":
             raise ConfigError(f"--max-memory-gib caps the allocator of a GPU; the device is {device}. Leave it out.")
     return configs
@@ -142,9 +145,10 @@ def _parts(name: str, config: Config, request: Request, result: dict[str, Any], 
     with _noting(notices, progress.warn):
         result |= measure(subject, repeats=request.repeats, quick=request.quick, say=progress.note)
     yield "pieces"
-    if request.variants:
+    if request.variants or request.variant:
+        plans = planned(config, request.variant, request.sets, WORKLOADS[name])
         with _noting(notices, progress.warn):
-            result["variants"] = variants(subject, progress.note)
+            result["variants"] = variants(subject, plans, progress.note)
         yield "variants"
     if request.scaling:
         progress.note(f"{name}: scaling")

@@ -1,19 +1,21 @@
-"""What each trick gains: the same pieces with one switch of the `speed` section off at a time."""
+"""What each trick gains: the same pieces under other settings, such as one switch of `speed` off at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin
 
 from ...config import Config, SpeedConfig
 from .measure import QUICK_EPOCHS, Subject
-from .pieces import FINAL, generation_seconds, opened
+from .pieces import FINAL, generation_seconds, opened, probing_seconds
 from .stages import clocked_final, clocked_search
+from .workloads import Workload
 
-EXAMPLES = 24  # of training: three updates of eight, two rounds in an epoch
+EXAMPLES = 16  # of training: two updates of eight, one round in an epoch
 _OFF = ("off", "none")
-PIECES = ("training step", "round", "final update", "generation of a batch")
+PIECES = ("training step", "probing alone", "final update", "generation of a batch")
+_REPEATS = 3
 
 
 def switches(config: Config) -> dict[str, Any]:
@@ -30,21 +32,33 @@ def switches(config: Config) -> dict[str, Any]:
     return found
 
 
-def variants(subject: Subject, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Return the seconds of every piece as configured, with each switch off, with all off, and as configured again.
+def planned(config: Config, given: Sequence[str], sets: Sequence[str], workload: Workload) -> dict[str, Config]:
+    """Return the variants by name: every switch that is on turned off alone, or those that are given.
+
+    One that is given is one or more `section.key=value`, with blanks in between. Raises `ConfigError` for a bad one.
+    """
+    if given:
+        return {words: workload.config([*sets, *words.split()]) for words in given}
+    off = switches(config)
+    plans = {f"speed.{name}={str(value).lower()}": {name: value} for name, value in off.items()}
+    if len(off) > 1:
+        plans["all of these off"] = off
+    return {
+        name: config.model_copy(update={"speed": config.speed.model_copy(update=changes)})
+        for name, changes in plans.items()
+    }
+
+
+def variants(subject: Subject, plans: Mapping[str, Config], say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Return the seconds of every piece as configured, under each variant, and as configured again.
 
     `gained` is how many times the configured time a piece takes, against the mean of the first and the last row.
     """
-    config, off = subject.setup.config, switches(subject.setup.config)
-    plans: list[tuple[str, dict[str, Any]]] = [("as configured", {})]
-    plans += [(f"speed.{name}={str(value).lower()}", {name: value}) for name, value in off.items()]
-    plans += [("all of these off", off)] if len(off) > 1 else []
-    plans.append(("as configured, again", {}))
+    usual = subject.setup.config
     rows: list[dict[str, Any]] = []
-    for name, changes in plans:
+    for name, config in {"as configured": usual, **plans, "as configured, again": usual}.items():
         say(f"{subject.workload.name}: {name}")
-        changed = config.model_copy(update={"speed": config.speed.model_copy(update=changes)})
-        rows.append({"variant": name, "seconds": _seconds(subject, changed)})
+        rows.append({"variant": name, "seconds": _seconds(subject, config)})
     first, last = rows[0]["seconds"], rows[-1]["seconds"]
     for row in rows:
         row["gained"] = {piece: 2 * row["seconds"][piece] / (first[piece] + last[piece]) for piece in PIECES}
@@ -57,6 +71,7 @@ def _seconds(subject: Subject, config: Config) -> dict[str, float]:
     _, searching = clocked_search(few, subject.adapters, QUICK_EPOCHS["search"])
     _, finishing = clocked_final(few, subject.adapters, FINAL, QUICK_EPOCHS["finalize"])
     with opened(subject.workload, few) as bench:
+        probing = probing_seconds(bench, _REPEATS, config.controller.candidates)
         answers = generation_seconds(bench, 1, static=config.speed.static_cache).timing
-    values = (searching.step().mean, searching.round().mean, finishing.step().mean, answers.median)
+    values = (searching.step().mean, probing.median, finishing.step().mean, answers.median)
     return dict(zip(PIECES, values, strict=True)) | {"warm_up": searching.warm_up() + finishing.warm_up()}

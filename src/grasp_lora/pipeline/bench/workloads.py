@@ -9,16 +9,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
 
 from ...adapters.discover import dims, resolve_target_modules
 from ...adapters.peft_load import AdapterFactors, Factor
 from ...config import Config, LoraConfig, load_config
 from ...data import CutReport, Encoded, EncodedSet
 from ...errors import ConfigError
-from ...rng import forked_global_state, torch_generator
+from ...rng import torch_generator
 from ...training.setup import Base, Setup
-from ..models import freeze, resolve_device, resolve_dtype
+from ..models import random_weights, resolve_device
 
 _LLAMA3 = {
     "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
@@ -100,16 +100,9 @@ class Workload:
 
         Raises `ConfigError` without a GPU where one is needed.
         """
-        device = resolve_device(config.model.device)
-        self.require(device)
-        build_settings: Any = LlamaConfig
-        settings = build_settings(**self.shape, max_position_embeddings=_POSITIONS)
-        attention = config.model.attn_implementation
-        extra = {} if attention is None else {"attn_implementation": attention}
-        build: Any = AutoModelForCausalLM.from_config
-        with forked_global_state(0, "bench", self.name), torch.device(device):
-            model = build(settings, dtype=resolve_dtype(config.model.dtype, device), **extra)
-        return freeze(model, config.model)
+        self.require(resolve_device(config.model.device))
+        build: Any = LlamaConfig
+        return random_weights(build(**self.shape, max_position_embeddings=_POSITIONS), config.model, self.name)
 
     def require(self, device: torch.device) -> None:
         """Raise `ConfigError` when the workload needs a GPU and the device is none."""
