@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -149,16 +148,6 @@ def _show_diagnostic(found: Mapping[str, str]) -> None:
     console.print(f"    what to change: {found['advice']}", markup=False)
 
 
-def show_facts(facts: Mapping[str, Any], as_json: bool) -> None:
-    """Print a stage's result, one fact a line."""
-    if as_json:
-        print_json(facts)
-        return
-    for name, value in facts.items():
-        shown = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
-        _console().print(f"{name}: {shown}", markup=False)
-
-
 def show_findings(findings: Sequence[Finding], as_json: bool) -> None:
     """Print the findings of `validate`."""
     if as_json:
@@ -167,8 +156,8 @@ def show_findings(findings: Sequence[Finding], as_json: bool) -> None:
         return
     for finding in findings:
         mark = "[bold red]error[/]" if finding.error else "[green]ok[/]"
-        _console().print(f"{mark} {finding.what}: ", end="")
-        _console().print(str(finding.error) if finding.error else finding.seen, markup=False)
+        _console().print(f"{mark} ", end="")
+        _console().print(finding.sentence, markup=False)
 
 
 def show_plan(plan: Plan, as_json: bool) -> None:

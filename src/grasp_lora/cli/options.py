@@ -45,7 +45,7 @@ ScoredAdapter = Annotated[str | None, typer.Option(help="Score this PEFT folder 
 AnsweringAdapter = Annotated[
     str | None, typer.Option(help="PEFT folder or hub id; without one the bare base model answers.")
 ]
-Inputs = Annotated[list[str], typer.Argument(help="Files (JSONL, CSV, Parquet, SQuAD JSON) or hf:NAME[:CONFIG]:SPLIT.")]
+Inputs = Annotated[list[str], typer.Argument(help="JSONL, CSV, TSV, Parquet, SQuAD JSON, or hf:NAME[:CONFIG]:SPLIT.")]
 Sizes = Annotated[str, typer.Option(help="target, source-qa, source-summarization, or train=50,dev=50,...")]
 
 

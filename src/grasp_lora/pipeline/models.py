@@ -200,7 +200,8 @@ def load_base(config: ModelConfig) -> Base:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unloadable(config, error) from None
     _require_whole(config, loaded["missing_keys"])
-    return Base(freeze(model, config), tokenizer, recorded_name(config), fingerprint(location(config), model))
+    weights = fingerprint(location(config), model)
+    return Base(freeze(model, config), tokenizer, recorded_name(config), weights, config.revision)
 
 
 def attach_peft(model: Any, adapter: str | Path) -> Any:

@@ -15,7 +15,8 @@ from ..training.passes import largest_pass
 from .checks import Checked, preflight
 from .costs import Load, Prediction, answering_loads, forward_load, training_load
 from .models import resolve_device, resolve_dtype
-from .search import search_axes
+from .search import rounds_at_once, search_axes
+from .stages import SEQUENTIAL
 
 # Bytes per trainable entry: value, gradient, two moments, stash (float32) and the mask.
 _BYTES_PER_ENTRY = 5 * 4 + 1
@@ -129,7 +130,9 @@ def _search(world: _World) -> StagePlan:
     keep = config.finalize.adapter == "reuse"
     base = _training(world, "search", "target", config.search, dev=keep or config.search.patience is not None)
     rounds = (base.steps // 2 if keep else base.steps) // config.controller.interval
-    if keep:
+    if not base.steps:
+        rounds = rounds_at_once(config)
+    elif keep:
         rounds = min(rounds, config.controller.rounds or rounds)
     elif config.controller.rounds is not None and config.controller.rounds <= rounds:
         rounds = config.controller.rounds
@@ -186,9 +189,12 @@ def _final(world: _World) -> StagePlan:
     base, probe = _training(world, "finalize", "target", world.config.finalize), world.items("target", "micro_dev")
     passes = _first_ranking(world.config.final_importance)
     first = forward_load(probe, world.config.finalize.eval_batch_size).times(passes)
+    start = world.items("target", "dev") if world.config.finalize.keep_start else ()
+    before = forward_load(start, world.config.finalize.eval_batch_size)
     return replace(
-        base, forward=base.forward + passes * len(probe), token_passes=base.token_passes + 2 * passes * _tokens(probe),
-        loads=(*base.loads, first, Load("select", base.steps if world.config.finalize.mask == "dynamic" else 0)),
+        base, forward=base.forward + passes * len(probe) + len(start),
+        token_passes=base.token_passes + 2 * passes * _tokens(probe) + 2 * _tokens(start),
+        loads=(*base.loads, first, before, Load("select", base.steps if world.config.finalize.mask == "dynamic" else 0)),
     )  # fmt: skip
 
 
@@ -198,6 +204,8 @@ def _stages(world: _World) -> list[StagePlan]:
         stages.append(_training(world, "source_adapter", "source", config.train_source))
     if config.adapters.target is None:
         stages.append(_training(world, "target_adapter", "target", config.train_target))
+    if config.adapters.continue_source:
+        stages.append(_training(world, SEQUENTIAL, "target", config.train_target))
     stages.append(_search(world))
     if config.finalize.adapter == "fresh":
         stages.append(_final(world))
@@ -206,8 +214,13 @@ def _stages(world: _World) -> list[StagePlan]:
     trained = [name for name in ("merged", "sequential") if name in config.evaluate.rivals]
     if not test and not (dev and config.finalize.keep == "best"):
         trained = []
+    if config.adapters.continue_source:  # trained above, whether it is a rival or not
+        trained = [*(name for name in trained if name != "sequential"), "sequential"]
     own = {"merged": config.finalize, "sequential": config.train_target}
-    stages += [_training(world, f"rival_{name}", "target", own[name]) for name in trained]
+    planned = {stage.name for stage in stages}
+    stages += [
+        _training(world, f"rival_{name}", "target", own[name]) for name in trained if f"rival_{name}" not in planned
+    ]
     if dev:  # what is exported is compared on dev: the result, the target adapter, and the rivals that are trained
         judged = 2 + len(trained)
         load = forward_load(dev, config.evaluate.batch_size).times(judged)
