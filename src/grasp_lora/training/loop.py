@@ -21,6 +21,7 @@ from .selector import MaskSelector
 from .state import Outcome, Plumbing, Position
 from .step import TrainingPass
 
+
 class TrainingLoop:
     """Trains a bank's values with AdamW; callbacks prune, probe and stop. Dev judges an epoch only while `judging`."""
 
