@@ -1,7 +1,7 @@
 """Settings: what there is (`sections`) and how it is read and written (`files`)."""
 
 from .base import Ratio, Section
-from .compare import CellConfig, CompareConfig, VariantConfig
+from .compare import CellConfig, CompareConfig, PartConfig, VariantConfig
 from .files import build_config, load_config, parse_overrides, parse_yaml, setting_names, to_dict, to_yaml
 from .sections import (
     METRICS,
@@ -36,7 +36,8 @@ __all__ = [
     "METRICS", "AdaptersConfig", "CellConfig", "CompareConfig", "Config", "ControllerConfig", "DataConfig",
     "EvaluateConfig", "ExportConfig",
     "FinalizeConfig",
-    "Importance", "LoraConfig", "MergeConfig", "MergeRule", "MetricName", "ModelConfig", "Policy", "PruneConfig",
+    "Importance", "LoraConfig", "MergeConfig", "MergeRule", "MetricName", "ModelConfig", "PartConfig", "Policy",
+    "PruneConfig",
     "Ratio", "Rival",
     "RunConfig", "Scope", "SearchConfig", "Section", "SpeedConfig", "SplitFiles", "TaskConfig", "TrackerName",
     "TrainingConfig", "VariantConfig",

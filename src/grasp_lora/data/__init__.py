@@ -1,6 +1,7 @@
 """Examples, tasks, token sequences, batches and splits."""
 
 from .batches import IGNORED, Batch, answer_window, collate, epoch_order, length_sorted_chunks, packed
+from .cache import encode_kept, encode_prompts_kept
 from .encode import CutReport, Encoded, EncodedSet, encode, encode_prompts, end_id, padding_id
 from .examples import Example, TaskName, examples_from_records, load_examples, to_record
 from .leakage import check_leakage, check_micro_dev
@@ -25,7 +26,9 @@ __all__ = [
     "check_micro_dev",
     "collate",
     "encode",
+    "encode_kept",
     "encode_prompts",
+    "encode_prompts_kept",
     "end_id",
     "epoch_order",
     "examples_from_records",
