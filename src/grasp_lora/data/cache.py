@@ -65,7 +65,7 @@ def _kept(
 def _read(path: Path, examples: Sequence[Example]) -> EncodedSet | None:
     """Return a kept set; None when there is none, or its file is damaged (it is then made again)."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as kept:
             ids, lengths, prompts, report = (kept[name].tolist() for name in ("ids", "lengths", "prompts", "report"))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
@@ -81,17 +81,23 @@ def _write(path: Path, found: EncodedSet) -> None:
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.npz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(
-            temporary,
-            ids=np.array([token for item in found.items for token in item.input_ids], np.int32),
-            lengths=np.array([len(item.input_ids) for item in found.items], np.int32),
-            prompts=np.array([item.prompt_length for item in found.items], np.int32),
-            report=np.array(astuple(found.report), np.int64),
-        )
+        _save(temporary, found)
         temporary.replace(path)
     except OSError as error:
         raise DataError(
             f"run.tokens: {path.parent} cannot be written ({error.strerror}). Give another folder, or leave it out."
         ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def _save(path: Path, found: EncodedSet) -> None:
+    try:
+        np.savez_compressed(
+            path,
+            ids=np.array([token for item in found.items for token in item.input_ids], np.int32),
+            lengths=np.array([len(item.input_ids) for item in found.items], np.int32),
+            prompts=np.array([item.prompt_length for item in found.items], np.int32),
+            report=np.array(astuple(found.report), np.int64),
+        )
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise

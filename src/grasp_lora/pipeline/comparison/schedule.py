@@ -19,7 +19,7 @@ from ...config import ModelConfig
 from ...errors import GraspError, Interrupted
 from ...runs import Progress, write_text_atomic
 from ...runs.progress import Task
-from .slots import Slots, threads_each
+from .slots import Slots
 from .units import Unit
 from .worker import Done, finished
 
@@ -79,10 +79,7 @@ class Pool:
         `more` gives further units whenever some have ended. Raises `Interrupted` when a stop was requested, after the
         running units have ended.
         """
-        with threads_each(self._limits.jobs):
-            self._run([*self._new(units, task), *self._more(task, more)], task, more)
-
-    def _run(self, waiting: list[Unit], task: Task, more: Callable[[Results], Sequence[Unit]]) -> None:
+        waiting = [*self._new(units, task), *self._more(task, more)]
         running: dict[Future[Done], Unit] = {}
         self._slots.warm_up(len(waiting))
         while waiting or running:

@@ -10,11 +10,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,15 +23,14 @@ from ..models import resolve_device
 from .units import Unit
 from .worker import Done, run_unit, warm_up
 
+T = TypeVar("T")
 _stop: Any = None  # the event of a worker process, set once by its initializer
-VISIBLE = "CUDA_VISIBLE_DEVICES"
+VISIBLE, THREADS = "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"
 
 
-def _begin_process(stop: Any, gpu: str | None) -> None:
+def _begin_process(stop: Any) -> None:
     global _stop
     _stop = stop
-    if gpu is not None:
-        os.environ[VISIBLE] = gpu  # CUDA reads it at its first use in this process, which is still to come
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the first process decides
 
 
@@ -48,16 +47,25 @@ def gpus_of(model: ModelConfig) -> list[str]:
 
 
 @contextmanager
-def threads_each(jobs: int) -> Iterator[None]:
-    """Let each new process use its share of the cores, unless the user has said how many."""
-    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
-        yield
-        return
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+def environment(name: str, value: str | None) -> Iterator[None]:
+    """Set a variable for the processes that are started meanwhile; None leaves it."""
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
     try:
         yield
     finally:
-        del os.environ["OMP_NUM_THREADS"]
+        if value is not None and before is None:
+            del os.environ[name]
+        elif value is not None and before is not None:
+            os.environ[name] = before
+
+
+def threads_of(jobs: int) -> str | None:
+    """Return how many threads each of several processes uses: its share of the cores, unless the user has said."""
+    if jobs == 1 or THREADS in os.environ:
+        return None
+    return str(max(1, (os.cpu_count() or 1) // jobs))
 
 
 class Slots:
@@ -69,6 +77,7 @@ class Slots:
         self._event: Any = threading.Event() if jobs == 1 else self._context.Event()
         gpus = gpus_of(model) if jobs > 1 else []
         self._gpus = [gpus[slot % len(gpus)] if gpus else None for slot in range(jobs)]
+        self._threads = threads_of(jobs)
         self._executors: dict[int, Executor] = {}
         self._free = list(range(jobs))
         self._at: dict[Future[Done], int] = {}
@@ -91,19 +100,26 @@ class Slots:
         """Start the processes of the first `count` slots and load the base model there, ahead of their first units."""
         if len(self._gpus) > 1:
             for slot in self._free[:count]:
-                self._executor(slot).submit(warm_up, self._model)
+                self._submit(slot, warm_up, self._model)
 
     def submit(self, unit: Unit) -> Future[Done]:
         """Start a unit in a free slot."""
         slot = self._free.pop(0)
-        work = (run_unit, unit, self._event.is_set) if len(self._gpus) == 1 else (_in_process, unit)
-        try:
-            future = self._executor(slot).submit(*work)
-        except BrokenProcessPool:  # its process died while it had no unit
-            del self._executors[slot]
-            future = self._executor(slot).submit(*work)
+        if len(self._gpus) == 1:
+            future = self._submit(slot, run_unit, unit, self._event.is_set)
+        else:
+            try:
+                future = self._submit(slot, _in_process, unit)
+            except BrokenProcessPool:  # its process died while it had no unit
+                del self._executors[slot]
+                future = self._submit(slot, _in_process, unit)
         self._at[future] = slot
         return future
+
+    def _submit(self, slot: int, work: Callable[..., T], *given: Any) -> Future[T]:
+        # The process of a slot starts at its first work, with the environment of that moment.
+        with environment(VISIBLE, self._gpus[slot]), environment(THREADS, self._threads):
+            return self._executor(slot).submit(work, *given)
 
     def ended(self, future: Future[Done]) -> None:
         """Take the slot of a unit that has ended back, with a new process if the old one died."""
@@ -127,7 +143,7 @@ class Slots:
                 ThreadPoolExecutor(1)
                 if len(self._gpus) == 1
                 else ProcessPoolExecutor(
-                    1, mp_context=self._context, initializer=_begin_process, initargs=(self._event, self._gpus[slot])
+                    1, mp_context=self._context, initializer=_begin_process, initargs=(self._event,)
                 )
             )
         return self._executors[slot]
