@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from ..config import MergeConfig, Scope
 from ..errors import AdapterError
-from .merge import Pair, check_ranks, constant, merge_pairs
+from .merge import RULES, Pair, check_ranks, constant
 from .peft_load import AdapterFactors
 from .point import MergePoint
 
@@ -101,6 +102,7 @@ class AdapterBank:
         self.stash = torch.zeros(start, dtype=dtype)
         self.strength = 1.0
         self.weights = (1.0,) * len(adapters)
+        self._scales: tuple[MergePoint, Tensor] | None = None
 
     def to(self, device: torch.device | str) -> AdapterBank:
         """Move values, mask and stash to `device`; call before an optimizer is made."""
@@ -139,11 +141,7 @@ class AdapterBank:
 
     def constants(self) -> Float[Tensor, " n"]:
         """Return `c_k` of every entry, shape (n,)."""
-        per_slot = torch.tensor(
-            [self.constant(s) for s in self.slots], dtype=self.values.dtype, device=self.values.device
-        )
-        sizes = torch.tensor([s.size for s in self.slots], device=self.values.device)
-        return torch.repeat_interleave(per_slot, sizes, output_size=self.values.numel())
+        return self._spread([[self.constant(slot) for slot in self.slots]])[0]
 
     def dense(self) -> Float[Tensor, " n"]:
         """Return the values with pruned entries at what they were when pruned, shape (n,), detached."""
@@ -155,37 +153,94 @@ class AdapterBank:
         return [piece.reshape(*piece.shape[:-1], *slot.shape) for slot, piece in zip(self.slots, pieces, strict=True)]
 
     def merged(
-        self, flat: Float[Tensor, "*lead n"] | None = None, points: Sequence[MergePoint] | None = None
+        self,
+        flat: Float[Tensor, "*lead n"] | None = None,
+        points: Sequence[MergePoint] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> dict[str, Pair]:
         """Return the merged factors per module, `(A (..., R, d_in), B (..., d_out, R))`, from `flat` or the values.
 
         With `points`, one per row of `flat` (C, n), every row has its own strength and weights; otherwise those in
-        force.
+        force. The sums are made in the precision of the values and rounded to `dtype`, if it is given.
         """
-        tensors = self.split(self.values if flat is None else flat)
-        grouped: dict[str, list[tuple[Slot, Tensor]]] = {}
-        for slot, tensor in zip(self.slots, tensors, strict=True):
-            grouped.setdefault(slot.module, []).append((slot, tensor))
-        factors = self._factors(points)
-        return {module: self._merge_module(parts, *factors) for module, parts in grouped.items()}
+        scaled = (self.values if flat is None else flat) * self.scales(points)
+        if self.merge.rule == "sum_factors":
+            scaled = self._summed(scaled)
+            scaled = scaled if dtype is None else scaled.to(dtype)
+            return dict(zip(self.modules, self._pairs(scaled), strict=True))
+        scaled = scaled if dtype is None else scaled.to(dtype)
+        grouped: dict[str, list[Pair]] = {}
+        tensors = self.split(scaled)
+        for index in range(0, len(self.slots), 2):
+            grouped.setdefault(self.slots[index].module, []).append((tensors[index], tensors[index + 1]))
+        return {module: RULES[self.merge.rule].combine(pairs) for module, pairs in grouped.items()}
 
-    def _merge_module(
-        self, parts: Sequence[tuple[Slot, Tensor]], weights: Sequence[float | Tensor], strength: float | Tensor
-    ) -> Pair:
-        pairs = [(parts[i][1], parts[i + 1][1]) for i in range(0, len(parts), 2)]
-        owners = [parts[i][0] for i in range(0, len(parts), 2)]
-        signs = [self.signs[slot.adapter] for slot in owners]
-        constants = [slot.constant * weights[slot.adapter] for slot in owners]
-        return merge_pairs(self.merge.rule, pairs, constants, signs, strength)
+    def _summed(self, scaled: Float[Tensor, "*lead n"]) -> Float[Tensor, "*lead merged"]:
+        """Return the sum over the adapters, tensor by tensor, as few operations on all tensors together.
 
-    def _factors(self, points: Sequence[MergePoint] | None) -> tuple[list[float | Tensor], float | Tensor]:
-        """Return the square roots of the weights' factors per adapter, and the strength: numbers or (C, 1, 1)."""
-        if points is None:
-            return [math.sqrt(w) for w in self.weights], self.merge.strength * self.strength
-        rows = [point.weights or (1.0,) * len(self.names) for point in points]
-        shaped = self.values.new_tensor([[*row, point.strength] for row, point in zip(rows, points, strict=True)])
-        columns = list(shaped.T.reshape(-1, len(points), 1, 1))
-        return [column.sqrt() for column in columns[:-1]], self.merge.strength * columns[-1]
+        An adapter that does not touch a module counts as zeros there.
+        """
+        if len(self.names) == 1:
+            return scaled
+        pieces = torch.split(scaled, [slot.size for slot in self.slots], dim=-1)
+        found = {(slot.module, slot.adapter, slot.part): piece for slot, piece in zip(self.slots, pieces, strict=True)}
+        total: Tensor | None = None
+        for adapter in range(len(self.names)):
+            own = [
+                found.get((module, adapter, part), scaled.new_zeros(()).expand(*scaled.shape[:-1], rows * columns))
+                for module, shapes in self._merged_shapes.items()
+                for part, (rows, columns) in zip("AB", shapes, strict=True)
+            ]
+            joined = torch.cat(own, dim=-1)
+            total = joined if total is None else total + joined
+        assert total is not None  # a bank has an adapter
+        return total
+
+    def _pairs(self, flat: Float[Tensor, "*lead merged"]) -> list[Pair]:
+        """Cut merged factors, laid out as `_merged_shapes`, into pairs."""
+        shapes = [shape for pair in self._merged_shapes.values() for shape in pair]
+        pieces = torch.split(flat, [rows * columns for rows, columns in shapes], dim=-1)
+        cut = [piece.reshape(*piece.shape[:-1], *shape) for piece, shape in zip(pieces, shapes, strict=True)]
+        return list(zip(cut[::2], cut[1::2], strict=True))
+
+    @cached_property
+    def _merged_shapes(self) -> dict[str, tuple[tuple[int, int], tuple[int, int]]]:
+        """Shapes of A and B of every module where all adapters have one rank."""
+        found: dict[str, tuple[tuple[int, int], tuple[int, int]]] = {}
+        for a, b in zip(self.slots[::2], self.slots[1::2], strict=True):
+            found.setdefault(a.module, (a.shape, b.shape))
+        return found
+
+    def scales(self, points: Sequence[MergePoint] | None = None) -> Float[Tensor, "*lead n"]:
+        """Return what every entry is multiplied by in the merge: `sign(w_k) c_k` in A, `g c_k` in B; (n,) or (C, n).
+
+        Without points it is one buffer, which changes in place when strength or weights do: a recorded CUDA graph
+        that reads it goes on reading what is in force.
+        """
+        if points is not None:
+            return self._spread([self._slot_scales(point) for point in points])
+        standing = self.standing(0.0)
+        if self._scales is None or self._scales[1].device != self.values.device:
+            self._scales = standing, self._spread([self._slot_scales(standing)])[0]
+        elif self._scales[0] != standing:
+            self._scales[1].copy_(self._spread([self._slot_scales(standing)])[0])
+            self._scales = standing, self._scales[1]
+        return self._scales[1]
+
+    def _slot_scales(self, point: MergePoint) -> list[float]:
+        """Return the factor of every slot at a point."""
+        roots = [math.sqrt(weight) for weight in point.weights or (1.0,) * len(self.names)]
+        strength = self.merge.strength * point.strength
+        return [
+            slot.constant * roots[slot.adapter] * (self.signs[slot.adapter] if slot.part == "A" else strength)
+            for slot in self.slots
+        ]
+
+    def _spread(self, rows: Sequence[Sequence[float]]) -> Float[Tensor, "rows n"]:
+        """Return a value per slot as a value per entry."""
+        values = torch.tensor(rows, dtype=self.values.dtype, device=self.values.device)
+        sizes = torch.tensor([slot.size for slot in self.slots], device=self.values.device)
+        return torch.repeat_interleave(values, sizes, dim=1, output_size=self.values.numel())
 
     @torch.no_grad()
     def commit(self, kept: Bool[Tensor, " n"]) -> CommitReport:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,14 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import AdapterError, ModelError
 from .merge import Pair
+
+# Models that a merge stands in: their own passes are not those of the bare base model.
+_STANDING: WeakSet[nn.Module] = WeakSet()
+
+
+def carries_merge(model: nn.Module) -> bool:
+    """Return whether merged adapters stand in `model` (`Injection.stand`), so that it is not the bare base model."""
+    return model in _STANDING
 
 
 @dataclass
@@ -30,16 +39,23 @@ class _Pass:
 
 
 class ChannelNorms:
-    """Squared L2 norm over tokens of every input channel, gathered by hooks during passes that happen anyway."""
+    """Squared L2 norm over tokens of every input channel, gathered by hooks during passes that happen anyway.
+
+    A module's sum stays one tensor that changes in place, so that a recorded CUDA graph goes on adding to it; `filled`
+    says whether anything was added since the last reset.
+    """
 
     def __init__(self) -> None:
         self.squares: dict[str, Tensor] = {}
         self.tokens = 0
+        self.filled = False
 
     def reset(self) -> None:
         """Forget everything; called at each selection of a mask."""
-        self.squares.clear()
+        for square in self.squares.values():
+            square.zero_()
         self.tokens = 0
+        self.filled = False
 
     def add(self, module: str, x: Tensor, mask: Tensor) -> None:
         """Add the squares of `x` (batch, tokens, d_in) where `mask` (batch, tokens) is 1, in at least float32."""
@@ -50,34 +66,59 @@ class ChannelNorms:
             )
         wide = x.detach() if x.dtype == torch.float64 else x.detach().float()
         total = (wide * mask.unsqueeze(-1).to(wide.dtype)).square().sum(dim=(0, 1))
-        old = self.squares.get(module)
-        self.squares[module] = total if old is None else old + total
+        if module in self.squares:
+            self.squares[module].add_(total)
+        else:
+            self.squares[module] = total
+        self.filled = True
 
     def norms(self) -> dict[str, Tensor]:
-        """Return `x_j` per module, shape (d_in,)."""
-        return {module: square.sqrt() for module, square in self.squares.items()}
+        """Return `x_j` per module, shape (d_in,); nothing where nothing was added."""
+        return {module: square.sqrt() for module, square in self.squares.items()} if self.filled else {}
+
+
+class _Site:
+    """One adapted module and what the current pass adds there; an object of plain attributes, so that a compiler that
+    has seen one layer knows them all.
+    """
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name = name
+        self.a: Tensor | None = None
+        self.b: Tensor | None = None
+        self.groups: int | None = None
+        self.dropout = 0.0
+        # The output of this class is new memory that nobody else looks at, so without gradients it may be added to.
+        self.fresh = type(module) is nn.Linear
 
 
 class Injection:
     """Forward hooks on `modules` of `model`; `close` removes them. One injection serves training, probing and dev."""
 
     def __init__(self, model: nn.Module, modules: Iterable[str]) -> None:
-        named = dict(model.named_modules())
+        self._model, named = model, dict(model.named_modules())
         self._pass: _Pass | None = None
         self._gather: tuple[ChannelNorms, Tensor] | None = None
         self._handles: list[RemovableHandle] = []
+        self._sites: list[_Site] = []
+        self._standing = False
         for name in modules:
             if name not in named:
                 self.close()
                 raise AdapterError(f"the base model has no module '{name}'. Use adapters of this base model.")
-            self._handles.append(named[name].register_forward_hook(self._hook(name)))
+            site = _Site(name, named[name])
+            self._sites.append(site)
+            self._handles.append(named[name].register_forward_hook(self._hook(site)))
 
     def close(self) -> None:
         """Remove all hooks; the model is again as it came."""
         for handle in self._handles:
             handle.remove()
+        if self._standing:
+            _STANDING.discard(self._model)
+        self._standing = False
         self._handles.clear()
-        self._pass = None
+        self._enter(None)
 
     def __enter__(self) -> Injection:
         return self
@@ -92,11 +133,20 @@ class Injection:
         With `groups=G`, factors have a leading dimension G and the batch holds G blocks of equal size, one per
         candidate. Factors follow each module's input to its device and precision.
         """
-        before, self._pass = self._pass, _Pass(factors, groups, dropout)
+        before = self._pass
+        self._enter(_Pass(factors, groups, dropout))
         try:
             yield
         finally:
-            self._pass = before
+            self._enter(before)
+
+    def _enter(self, current: _Pass | None) -> None:
+        """Tell every site what the pass adds there."""
+        self._pass = current
+        for site in self._sites:
+            pair = None if current is None else current.factors.get(site.name)
+            site.a, site.b = (None, None) if pair is None else pair
+            site.groups, site.dropout = (None, 0.0) if current is None else (current.groups, current.dropout)
 
     def stand(self, backbone: nn.Module, factors: Callable[[], Mapping[str, Pair]]) -> None:
         """Add `factors()`, asked for at the start of each pass of `backbone`, outside of `active` blocks too.
@@ -107,9 +157,11 @@ class Injection:
 
         def arm(_module: nn.Module, _args: object) -> None:
             if self._pass is None or self._pass.standing:
-                self._pass = _Pass(factors(), None, 0.0, standing=True)
+                self._enter(_Pass(factors(), None, 0.0, standing=True))
 
         self._handles.append(backbone.register_forward_pre_hook(arm))
+        self._standing = True
+        _STANDING.add(self._model)
 
     @contextmanager
     def gathering(self, norms: ChannelNorms, mask: Tensor) -> Iterator[None]:
@@ -123,31 +175,41 @@ class Injection:
         finally:
             self._gather = before
 
-    def _hook(self, name: str) -> object:
+    @property
+    def gathers(self) -> bool:
+        """Return whether passes feed channel norms now."""
+        return self._gather is not None
+
+    def _hook(self, site: _Site) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor | None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             if self._gather is not None:
-                self._gather[0].add(name, args[0], self._gather[1])
-            current = self._pass
-            if current is None or name not in current.factors:
+                self._gather[0].add(site.name, args[0], self._gather[1])
+            if site.a is None or site.b is None:
                 return None
-            a, b = current.factors[name]
             x = args[0]
-            if current.dropout > 0.0:
-                x = nn.functional.dropout(x, current.dropout)
-            if current.groups is not None:
-                return output + _grouped(name, x, a, b, current.groups).to(output.dtype)
-            return output + (x @ a.to(x).T @ b.to(x).T).to(output.dtype)
+            if site.dropout > 0.0:
+                x = nn.functional.dropout(x, site.dropout)
+            if site.groups is not None:
+                return _grouped(site, x, site.a, site.b, output)
+            low = x @ site.a.to(x).T
+            if low.dtype != output.dtype:
+                return output + (low @ site.b.to(x).T).to(output.dtype)
+            rows = output.flatten(0, -2)
+            return torch.addmm(rows, low.flatten(0, -2), site.b.to(x).T).view(output.shape)
 
         return hook
 
 
-def _grouped(name: str, x: Tensor, a: Tensor, b: Tensor, groups: int) -> Tensor:
-    """Return the update of every group: x (G b, T, d_in), a (G, R, d_in), b (G, d_out, R) -> (G b, T, d_out)."""
+def _grouped(site: _Site, x: Tensor, a: Tensor, b: Tensor, output: Tensor) -> Tensor:
+    """Return `output` (G b, T, d_out) plus every group's update: x (G b, T, d_in), a (G, R, d_in), b (G, d_out, R)."""
+    groups = site.groups or 1
     if x.dim() != 3 or x.shape[0] % groups:
         raise ModelError(
-            f"{name} cannot be probed in one pass: its input has shape {tuple(x.shape)} for {groups} candidates. "
+            f"{site.name} cannot be probed in one pass: its input has shape {tuple(x.shape)} for {groups} candidates. "
             "Leave the module out of the adapters."
         )
-    flat = x.reshape(groups, -1, x.shape[-1])
-    low = torch.bmm(flat, a.to(x).transpose(1, 2))
-    return torch.bmm(low, b.to(x).transpose(1, 2)).reshape(*x.shape[:-1], b.shape[1])
+    low = torch.bmm(x.reshape(groups, -1, x.shape[-1]), a.to(x).transpose(1, 2)).to(output.dtype)
+    flat, up = output.reshape(groups, -1, output.shape[-1]), b.to(output).transpose(1, 2)
+    if site.fresh and not torch.is_grad_enabled():
+        return flat.baddbmm_(low, up).view(output.shape)
+    return torch.baddbmm(flat, low, up).view(output.shape)

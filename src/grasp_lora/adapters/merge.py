@@ -31,27 +31,25 @@ def constant(weight: float, scaling: float) -> float:
     return math.sqrt(abs(weight) * scaling)
 
 
-def _sum_factors(scaled: Sequence[Pair], signs: Sequence[float]) -> Pair:
-    a = sum((sign * pair[0] for sign, pair in zip(signs[1:], scaled[1:], strict=True)), signs[0] * scaled[0][0])
+def _sum_factors(scaled: Sequence[Pair]) -> Pair:
+    a = sum((pair[0] for pair in scaled[1:]), scaled[0][0])
     b = sum((pair[1] for pair in scaled[1:]), scaled[0][1])
     return a, b
 
 
-def _sum_deltas(scaled: Sequence[Pair], signs: Sequence[float]) -> Pair:
-    a = torch.cat([pair[0] for pair in scaled], dim=-2)
-    b = torch.cat([sign * pair[1] for sign, pair in zip(signs, scaled, strict=True)], dim=-1)
-    return a, b
+def _sum_deltas(scaled: Sequence[Pair]) -> Pair:
+    return torch.cat([pair[0] for pair in scaled], dim=-2), torch.cat([pair[1] for pair in scaled], dim=-1)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One merge rule: `combine` takes the pairs `(c_k A_k, c_k B_k)` of one module and the signs of `w_k`."""
+    """One merge rule: `combine` takes the pairs `(sign(w_k) c_k A_k, g c_k B_k)` of one module."""
 
     name: MergeRule
     formula: str
     source: str
     equal_ranks: bool
-    combine: Callable[[Sequence[Pair], Sequence[float]], Pair]
+    combine: Callable[[Sequence[Pair]], Pair]
 
 
 RULES: dict[str, Rule] = {
@@ -88,9 +86,8 @@ def merge_pairs(
     carried through, and constants and strength may have one value per candidate, shape (C, 1, 1). The result has shapes
     (..., R, d_in) and (..., d_out, R), with R = r for `sum_factors` and R = sum of the r_k for `sum_deltas`.
     """
-    scaled = [(c * a, c * b) for c, (a, b) in zip(constants, pairs, strict=True)]
-    a, b = RULES[rule].combine(scaled, signs)
-    return (a, b) if isinstance(strength, float) and strength == 1.0 else (a, strength * b)
+    terms = zip(constants, signs, pairs, strict=True)
+    return RULES[rule].combine([(sign * c * a, strength * c * b) for c, sign, (a, b) in terms])
 
 
 def check_ranks(rule: MergeRule, module: str, ranks: Sequence[tuple[str, int]]) -> None:

@@ -1,6 +1,16 @@
 """Examples, tasks, token sequences, batches and splits."""
 
-from .batches import IGNORED, Batch, answer_window, collate, epoch_order, length_sorted_chunks, packed
+from .batches import (
+    IGNORED,
+    Batch,
+    answer_window,
+    cheapest_chunks,
+    collate,
+    epoch_order,
+    length_sorted_chunks,
+    moved,
+    packed,
+)
 from .cache import encode_kept, encode_prompts_kept
 from .encode import CutReport, Encoded, EncodedSet, encode, encode_prompts, end_id, padding_id
 from .examples import Example, TaskName, examples_from_records, load_examples, to_record
@@ -22,6 +32,7 @@ __all__ = [
     "TaskName",
     "answer_window",
     "build_task",
+    "cheapest_chunks",
     "check_leakage",
     "check_micro_dev",
     "collate",
@@ -35,6 +46,7 @@ __all__ = [
     "length_sorted_chunks",
     "load_examples",
     "load_splits",
+    "moved",
     "packed",
     "padding_id",
     "prepare",

@@ -21,23 +21,34 @@ class Batch:
     """B sequences padded to one length T.
 
     `input_ids`, `attention_mask` (1 on tokens, 0 on padding) and `labels` (`IGNORED` outside answer and end
-    token) are int64 of shape (B, T); `labels[:, t]` is predicted by the logits at position t - 1. `index`
-    holds the examples' positions in their split.
+    token) are int64 of shape (B, T); `labels[:, t]` is predicted by the logits at position t - 1. `places` (N,) are
+    the positions in the flattened batch, row by row, whose logits predict the N labels, so that no device has to look
+    for them. `index` holds the examples' positions in their split.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
+    places: Tensor
     index: tuple[int, ...]
 
     def to(self, device: torch.device | str) -> Batch:
-        """Return the batch on a device."""
+        """Return the batch on a device; a GPU copies it from pinned memory while the program goes on."""
+        target = torch.device(device)
         return replace(
             self,
-            input_ids=self.input_ids.to(device),
-            attention_mask=self.attention_mask.to(device),
-            labels=self.labels.to(device),
+            input_ids=moved(self.input_ids, target),
+            attention_mask=moved(self.attention_mask, target),
+            labels=moved(self.labels, target),
+            places=moved(self.places, target),
         )
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; to a GPU from pinned memory, without waiting for what the GPU does."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def collate(
@@ -45,17 +56,23 @@ def collate(
     pad_id: int,
     index: Sequence[int] | None = None,
     side: Literal["right", "left"] = "right",
+    width: int | None = None,
 ) -> Batch:
     """Return the sequences as one batch, padded on the right for training and on the left for generation.
 
-    `index` gives the examples' positions in their split, 0, 1, ... without it.
+    `index` gives the examples' positions in their split, 0, 1, ... without it; `width` the length T, that of the
+    longest sequence without it. Raises ValueError for no sequences, or for one that is longer than `width`.
     """
     if not items:
         raise ValueError("a batch needs at least one sequence")
-    width = max(len(item.input_ids) for item in items)
+    longest = max(len(item.input_ids) for item in items)
+    width = longest if width is None else width
+    if width < longest:
+        raise ValueError(f"a sequence of {longest} tokens does not fit into {width}")
     input_ids = torch.full((len(items), width), pad_id, dtype=torch.int64)
     attention_mask = torch.zeros((len(items), width), dtype=torch.int64)
     labels = torch.full((len(items), width), IGNORED, dtype=torch.int64)
+    places: list[int] = []
     for row, item in enumerate(items):
         length = len(item.input_ids)
         start = 0 if side == "right" else width - length
@@ -63,10 +80,12 @@ def collate(
         input_ids[row, start : start + length] = tokens
         attention_mask[row, start : start + length] = 1
         labels[row, start + item.prompt_length : start + length] = tokens[item.prompt_length :]
+        first = row * width + start - 1  # the logits before a token predict it; nothing predicts position 0 of a row
+        places += range(first + max(item.prompt_length, 1 - start), first + length)
     positions = tuple(range(len(items))) if index is None else tuple(index)
     if len(positions) != len(items):
         raise ValueError(f"{len(items)} sequences need as many positions, got {len(positions)}")
-    return Batch(input_ids, attention_mask, labels, positions)
+    return Batch(input_ids, attention_mask, labels, torch.tensor(places, dtype=torch.int64), positions)
 
 
 def answer_window(batch: Batch) -> tuple[int, int]:
@@ -88,6 +107,31 @@ def length_sorted_chunks(items: Sequence[Encoded], batch_size: int) -> list[list
     """
     order = sorted(range(len(items)), key=lambda position: -len(items[position].input_ids))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
+def cheapest_chunks(lengths: Sequence[int], most: int, tokens: int, least: int = 0) -> list[list[int]]:
+    """Return all positions in chunks of like length that cost the fewest tokens, padding included, longest first.
+
+    A chunk holds at most `most` sequences and `tokens` tokens (a longer sequence makes a chunk by itself) and costs at
+    least as much as `least` tokens: what a pass costs however short it is. Among equals, fewer chunks.
+    """
+    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    best: list[tuple[int, int, int]] = [(0, 0, 0)]  # cost, chunks and start of the last one, of the first k positions
+    for end in range(1, len(order) + 1):
+        options = []
+        for start in range(end - 1, max(-1, end - 1 - most), -1):
+            size = (end - start) * lengths[order[start]]
+            if size > tokens and end - start > 1:
+                break
+            options.append((best[start][0] + max(size, least), best[start][1] + 1, start))
+        best.append(min(options))
+    chunks: list[list[int]] = []
+    end = len(order)
+    while end:
+        start = best[end][2]
+        chunks.append(order[start:end])
+        end = start
+    return chunks[::-1]
 
 
 def packed(lengths: Sequence[int], tokens: int) -> list[list[int]]:

@@ -58,6 +58,12 @@ class Finding:
     seen: str
     error: GraspError | None = None
 
+    @property
+    def sentence(self) -> str:
+        """What was checked and what came of it; a message that begins with what was checked does not say it twice."""
+        message = self.seen if self.error is None else str(self.error)
+        return message if message.startswith((f"{self.what} ", f"{self.what}:")) else f"{self.what}: {message}"
+
 
 @dataclass(frozen=True)
 class Checked:
@@ -228,7 +234,7 @@ def _split(config: Config, name: str) -> tuple[list[Example], str]:
 
 def _leakage(config: Config, examples: Examples) -> tuple[list[str], str]:
     warnings = check_leakage(examples, config.data.allow_leakage)
-    return warnings, "; ".join(warnings) or "no text is in two splits"
+    return warnings, "; ".join(warnings) or f"no text is in two of the {len(examples)} splits that were read"
 
 
 def _encoded(
@@ -244,7 +250,8 @@ def _encoded(
 
 def _adapter(config: Config, model: nn.Module, role: str, given: str) -> tuple[AdapterFactors, str]:
     factors = load_adapter(
-        given, module_shapes(model), name=role, base_id=recorded_name(config.model), head=output_head(model),
+        given, module_shapes(model), name=role, base_id=recorded_name(config.model),
+        base_revision=config.model.revision, head=output_head(model),
         allow_other_base=config.adapters.allow_other_base,
     )  # fmt: skip
     ranks = sorted({int(factor.A.shape[0]) for factor in factors.modules.values()})

@@ -119,7 +119,8 @@ def _predictions(setup: Setup, examples: Sequence[Example], name: str, io: Stage
 
         return generate_answers(
             setup.base.model, setup.base.tokenizer, [item.input_ids for item in prompts],
-            max_new_tokens=task.max_new_tokens, batch_size=setup.config.evaluate.batch_size, on_progress=advance,
+            max_new_tokens=task.max_new_tokens, batch_size=setup.config.evaluate.batch_size,
+            static=setup.config.speed.static_cache, on_progress=advance,
         )  # fmt: skip
 
 

@@ -19,11 +19,13 @@ from ..adapters.inject import ChannelNorms, Injection
 from ..adapters.merge import Pair
 from ..adapters.point import MergePoint
 from ..config import SpeedConfig
-from ..data import Batch, Encoded, collate, length_sorted_chunks
+from ..data import Batch, Encoded, cheapest_chunks, collate
 from .loss import example_losses
+from .memory import fitting_tokens, short_pass
 
-# Tokens (padding included) of one pass without gradients.
-DEFAULT_TOKEN_BUDGET = 65536
+# Most tokens (padding included) of one pass without gradients. A CPU has no launches to save: small passes pad less and
+# stay in its caches (docs/performance.md).
+_TOKENS, _TOKENS_ON_CPU = 65536, 2048
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,12 @@ class Attached:
     bank: AdapterBank
     pad_id: int
     speed: SpeedConfig = field(default_factory=SpeedConfig)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Precision of the model's own weights, where it says so; merged factors are rounded to it."""
+        dtype = getattr(self.model, "dtype", None)
+        return dtype if isinstance(dtype, torch.dtype) else None
 
 
 class Evaluator:
@@ -49,13 +57,15 @@ class Evaluator:
         items: Sequence[Encoded],
         *,
         batch_size: int = 16,
-        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        token_budget: int | None = None,
     ) -> None:
         if not items:
             raise ValueError("an evaluator needs at least one example")
         self._model, self._injection, self._bank = attached.model, attached.injection, attached.bank
-        self._items, self._pad_id = tuple(items), attached.pad_id
+        self._items, self._attached = tuple(items), attached
         self._batch_size, self._budget = batch_size, token_budget
+        self._least = short_pass(attached.model, self._device)
+        self._planned: dict[int, list[tuple[list[int], Batch]]] = {}
         self.examples = len(items)
         self.token_passes = 0  # tokens without padding that went forward, for cost accounts
 
@@ -65,7 +75,7 @@ class Evaluator:
         With `norms`, the channel norms of the pass are gathered.
         """
         with torch.no_grad():
-            return self._run(self._bank.merged(), None, norms)[0]
+            return self._run(self._bank.merged(dtype=self._attached.dtype), None, norms)[0]
 
     def candidate_losses(self, masks: Sequence[Tensor]) -> Float64[Tensor, "c m"]:
         """Return the loss of every example under each mask (n,), shape (C, m), float64 on the CPU.
@@ -84,7 +94,7 @@ class Evaluator:
         is nothing to restore.
         """
         with torch.no_grad():
-            return self._run(self._bank.merged(flat, points), len(flat), None)
+            return self._run(self._bank.merged(flat, points, self._attached.dtype), len(flat), None)
 
     def bare_losses(self) -> Float64[Tensor, " m"]:
         """Return the loss of every example under the base model alone, shape (m,)."""
@@ -98,38 +108,63 @@ class Evaluator:
         checkpoint their activations are told that they train, because they do so in no other mode.
         """
         with _evaluating(self._model, checkpointing=True):
-            for chunk in self._chunks(1):
-                batch = self._batch(chunk)
-                with self._injection.active(self._bank.merged()):
-                    (example_losses(self._model, batch).sum() / self.examples).backward()  # type: ignore[no-untyped-call]
-                self.token_passes += 2 * int(batch.attention_mask.sum())  # forward and backward: 4 per token
+            for chunk, batch in self._plan(1):
+                with self._injection.active(self._bank.merged(dtype=self._attached.dtype)):
+                    (self._losses(batch).sum() / self.examples).backward()  # type: ignore[no-untyped-call]
+                self.token_passes += 2 * self._tokens(chunk)  # forward and backward: 4 per token
 
     def _run(self, factors: dict[str, Pair], groups: int | None, norms: ChannelNorms | None) -> Tensor:
         count = groups or 1
-        out = torch.empty(count, self.examples, dtype=torch.float64)
+        found: list[Tensor] = []
+        order: list[int] = []
         with _evaluating(self._model), self._injection.active(factors, groups=groups):
-            for chunk in self._chunks(count):
-                batch = self._batch(chunk)
-                self.token_passes += count * int(batch.attention_mask.sum())
-                losses = self._chunk_losses(_repeat(batch, count), norms)
-                out[:, chunk] = losses.double().cpu().view(count, len(chunk))
+            for chunk, batch in self._plan(count):
+                self.token_passes += count * self._tokens(chunk)
+                found.append(self._chunk_losses(batch, chunk, norms).double().view(count, len(chunk)))
+                order += chunk
+        out = torch.empty(count, self.examples, dtype=torch.float64)
+        out[:, order] = torch.cat(found, dim=1).cpu()  # the only look at the device
         return out
 
-    def _chunk_losses(self, batch: Batch, norms: ChannelNorms | None) -> Tensor:
+    def _chunk_losses(self, batch: Batch, chunk: Sequence[int], norms: ChannelNorms | None) -> Tensor:
         if norms is None:
-            return example_losses(self._model, batch)
-        norms.tokens += int(batch.attention_mask.sum())
+            return self._losses(batch)
+        norms.tokens += self._tokens(chunk)
         with self._injection.gathering(norms, batch.attention_mask):
-            return example_losses(self._model, batch)
+            return self._losses(batch)
 
-    def _batch(self, chunk: Sequence[int]) -> Batch:
-        device = self._bank.values.device
-        return collate([self._items[i] for i in chunk], self._pad_id).to(device)
+    def _losses(self, batch: Batch) -> Tensor:
+        return example_losses(self._model, batch, maskless=self._attached.speed.skip_mask)
 
-    def _chunks(self, count: int) -> list[list[int]]:
-        longest = max(len(item.input_ids) for item in self._items)
-        fitting = max(1, self._budget // (longest * count))
-        return length_sorted_chunks(self._items, min(self._batch_size, fitting))
+    @property
+    def _device(self) -> torch.device:
+        return self._bank.values.device
+
+    def _tokens(self, chunk: Sequence[int]) -> int:
+        return sum(len(self._items[i].input_ids) for i in chunk)
+
+    def _plan(self, count: int) -> list[tuple[list[int], Batch]]:
+        """Return the passes for `count` candidates, made once and kept on the device; call inside `active`."""
+        if count not in self._planned:
+            if self._budget is None:
+                self._budget = self._fitting(count)
+            lengths = [len(item.input_ids) for item in self._items]
+            chunks = cheapest_chunks(lengths, self._batch_size, self._budget // count, self._least // count)
+            self._planned[count] = [(chunk, self._batch(chunk, count)) for chunk in chunks]
+        return self._planned[count]
+
+    def _fitting(self, count: int) -> int:
+        """Return the most tokens of a pass: on a GPU what its memory holds, measured on the longest example."""
+        if self._device.type != "cuda":
+            return _TOKENS_ON_CPU
+        longest = max(range(self.examples), key=lambda i: len(self._items[i].input_ids))
+        batch = self._batch([longest], count)
+        with torch.no_grad():
+            return min(_TOKENS, fitting_tokens(lambda: self._losses(batch), batch.input_ids.numel(), self._device))
+
+    def _batch(self, chunk: Sequence[int], count: int) -> Batch:
+        items = [self._items[i] for i in chunk]
+        return _repeat(collate(items, self._attached.pad_id).to(self._device), count)
 
 
 @contextmanager
@@ -150,10 +185,12 @@ def _repeat(batch: Batch, count: int) -> Batch:
     """Return the batch `count` times over, group-major."""
     if count == 1:
         return batch
+    blocks = batch.input_ids.numel() * torch.arange(count, device=batch.places.device)
     return replace(
         batch,
         input_ids=batch.input_ids.repeat(count, 1),
         attention_mask=batch.attention_mask.repeat(count, 1),
         labels=batch.labels.repeat(count, 1),
+        places=(blocks[:, None] + batch.places).flatten(),
         index=batch.index * count,
     )

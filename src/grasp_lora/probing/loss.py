@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..data import IGNORED, Batch, answer_window
+from ..data import Batch
+from .attention import unmasked
 
 
 def keeps_logits(model: nn.Module) -> bool:
@@ -26,51 +29,80 @@ def gatherable_head(model: nn.Module) -> nn.Module | None:
 
 
 @contextmanager
-def _gathered(head: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """Give the head only the hidden states (1, N, H) at N places of the batch, for one forward pass."""
-    handle = head.register_forward_pre_hook(lambda _module, args: (args[0][rows, columns][None], *args[1:]))
+def _gathered(head: nn.Module, places: Tensor) -> Iterator[None]:
+    """Give the head only the hidden states (1, N, H) at N places of the flattened batch, for one forward pass."""
+
+    def cut(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return args[0].flatten(0, 1).index_select(0, places)[None], *args[1:]
+
+    handle = head.register_forward_pre_hook(cut)
     try:
         yield
     finally:
         handle.remove()
 
 
-def answer_logits(model: nn.Module, batch: Batch, *, trim: bool = True) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Return the logits (N, V) that predict the N answer tokens of the batch, and their places (rows, columns).
+def answer_logits(model: nn.Module, batch: Batch, *, trim: bool = True, maskless: bool = True) -> Tensor:
+    """Return the logits (N, V) that predict the N answer tokens of the batch, those at its `places`.
 
     The model's own head computes them, so that soft caps and logit scalings stay in. It sees the answer positions only;
     a head that carries an adapter sees every position from the first to the last of them (`logits_to_keep`), and all
-    positions where the model has no such argument, or with `trim=False`.
+    positions where the model has no such argument, or with `trim=False`. The batch is padded on the right; with
+    `maskless`, models that need no mask then get none.
     """
-    rows, columns = (batch.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
-    head = gatherable_head(model) if trim else None
-    if head is not None:
-        with _gathered(head, rows, columns):
-            logits = model(**inputs).logits
-        if logits.shape[:2] == (1, len(rows)):
-            return logits[0], (rows, columns)
+    width = batch.input_ids.shape[1]
+    with unmasked(model, width if maskless else sys.maxsize) as free:
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+        if not free:
+            inputs["attention_mask"] = batch.attention_mask
+        head = gatherable_head(model) if trim else None
+        if head is not None:
+            with _gathered(head, batch.places):
+                logits: Tensor = model(**inputs).logits
+            if logits.shape[:2] == (1, len(batch.places)):
+                return logits[0]
+        return _whole_rows(model, batch, inputs, trim)
+
+
+def _whole_rows(model: nn.Module, batch: Batch, inputs: dict[str, Any], trim: bool) -> Tensor:
+    """Return the logits (N, V) at the answer positions from a head that sees whole rows, or a window of them."""
+    width = batch.input_ids.shape[1]
+    rows, columns = batch.places // width, batch.places % width
     if trim and keeps_logits(model):
-        low, high = answer_window(batch)
+        low, high = int(columns.min()), int(columns.max()) + 1
         window = torch.arange(low, high, device=batch.input_ids.device)
-        return model(**inputs, logits_to_keep=window).logits[rows, columns - low], (rows, columns)
+        logits: Tensor = model(**inputs, logits_to_keep=window).logits
+        return logits[rows, columns - low]
     if trim:
         warnings.warn(
             f"{type(model).__name__} takes no logits_to_keep: logits of all positions are computed (more memory).",
             stacklevel=2,
         )
-    return model(**inputs).logits[rows, columns], (rows, columns)
+    logits = model(**inputs).logits
+    return logits[rows, columns]
 
 
-def example_losses(model: nn.Module, batch: Batch, *, trim: bool = True) -> Tensor:
+def answer_losses(model: nn.Module, batch: Batch, *, trim: bool = True, maskless: bool = True) -> Tensor:
+    """Return the cross-entropy of the N answer tokens of the batch, shape (N,), in at least float32."""
+    logits = answer_logits(model, batch, trim=trim, maskless=maskless)
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    targets = batch.labels.flatten().index_select(0, batch.places + 1)
+    return nn.functional.cross_entropy(wide, targets, reduction="none")
+
+
+def example_losses(model: nn.Module, batch: Batch, *, trim: bool = True, maskless: bool = True) -> Tensor:
     """Return the mean cross-entropy over the answer tokens of every example, shape (B,), in at least float32.
 
     The end token counts as an answer token. The mean over examples of these is the loss everywhere in this package.
     """
-    logits, (rows, columns) = answer_logits(model, batch, trim=trim)
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    token_losses = nn.functional.cross_entropy(wide, batch.labels[rows, columns + 1], reduction="none")
+    token_losses = answer_losses(model, batch, trim=trim, maskless=maskless)
     # A dense table and not a scattered sum, whose order would differ from run to run on a GPU.
-    table = token_losses.new_zeros(batch.labels.shape[0], batch.labels.shape[1] - 1)
-    table = table.index_put((rows, columns), token_losses)
-    return table.sum(dim=1) / (batch.labels[:, 1:] != IGNORED).sum(dim=1)
+    ones = torch.ones_like(token_losses)
+    sums, counts = (
+        torch.zeros(batch.labels.numel(), dtype=values.dtype, device=values.device)
+        .index_put((batch.places,), values)
+        .view(batch.labels.shape)
+        .sum(dim=1)
+        for values in (token_losses, ones)
+    )
+    return sums / counts

@@ -25,8 +25,11 @@ class Callback(Protocol):
     def after_backward(self) -> None:
         """Called when the gradient of an update is complete, before the optimizer step."""
 
-    def after_step(self, step: int, loss: float | None) -> bool:
-        """Called after optimizer step `step` (from 1), whose training loss was `loss` (None: unknown); True stops."""
+    def after_step(self, step: int, loss: float | Tensor | None) -> bool:
+        """Called after optimizer step `step` (from 1), whose training loss was `loss` (None: unknown); True stops.
+
+        A tensor is a loss that lies on a GPU still: who looks at it waits.
+        """
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and JSON values for a checkpoint."""
@@ -71,7 +74,7 @@ class FixedRatio:
         self._selector.after_backward()
         self._bank.mask_gradient()
 
-    def after_step(self, step: int, loss: float | None) -> bool:
+    def after_step(self, step: int, loss: float | Tensor | None) -> bool:
         """Hold pruned entries at zero; select again when the mask is dynamic."""
         self._bank.enforce()
         if self._dynamic:

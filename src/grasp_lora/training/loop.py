@@ -4,73 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..config import TrainingConfig
-from ..data import Encoded, collate, epoch_order, packed
+from ..data import Encoded, epoch_order, packed
 from ..errors import Interrupted, TrainingError
-from ..probing import Attached, Evaluator, example_losses
+from ..probing import Attached, Evaluator
 from ..rng import forked_global_state
 from .callbacks import Callback
 from .passes import pass_tokens
 from .selector import MaskSelector
-
-Log = Callable[[str, dict[str, Any]], None]
-Save = Callable[[dict[str, Tensor], dict[str, Any]], None]
-
-
-@dataclass
-class Position:
-    """Where a run stands. Everything in it is JSON; tensors are kept beside it."""
-
-    epoch: int = 0
-    update: int = 0  # within the epoch
-    step: int = 0
-    stopped: bool = False
-    best_epoch: int | None = None
-    epochs_since_best: int = 0
-    dev_losses: list[float] = field(default_factory=list)
-    epoch_losses: list[float] = field(default_factory=list)
-    loss_sum: float = 0.0
-    trained_tokens: int = 0
-    dev_tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a run ended. Losses are means over examples of the mean cross-entropy of answer tokens (nats).
-
-    `trained_tokens` went forward and backward, `dev_tokens` forward only; padding is not counted.
-    """
-
-    steps: int
-    epochs: int
-    best_epoch: int | None
-    dev_losses: tuple[float, ...]
-    train_losses: tuple[float, ...]
-    stopped_early: bool
-    trained_tokens: int
-    dev_tokens: int
-
-
-@dataclass(frozen=True)
-class Plumbing:
-    """What a loop is called and reports to. `poll` says whether the user asked to stop; `save` keeps a checkpoint.
-
-    `judge` is told every epoch's number (from 0) and dev loss; True ends the run there (an optimizer that prunes).
-    """
-
-    name: str = "training"
-    log: Log = lambda _kind, _values: None
-    save: Save | None = None
-    poll: Callable[[], bool] = lambda: False
-    show: Callable[..., None] = lambda **_values: None
-    judge: Callable[[int, float], bool] = lambda _epoch, _loss: False
-    checkpoint_every: int = 50
+from .state import BEFORE, Outcome, Plumbing, Position
+from .step import TrainingPass
 
 
 class TrainingLoop:
@@ -93,10 +42,18 @@ class TrainingLoop:
         self._tokens = pass_tokens(attached.speed, config, items)
         self._dev, self._callbacks, self._selector = dev, callbacks, selector
         self.judging: Callable[[], bool] = lambda: True
+        self.judging_start = False  # whether dev may also choose what there was before the first update
         self._io = plumbing or Plumbing()
         self._name = self._io.name
-        self.optimizer = torch.optim.AdamW([self.bank.values], lr=config.lr, weight_decay=config.weight_decay)
+        on_gpu = self.bank.values.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            [self.bank.values], lr=config.lr, weight_decay=config.weight_decay,
+            fused=True if on_gpu and attached.speed.fused_optimizer else None,
+        )  # fmt: skip
         self._needs_random = config.dropout > 0.0 or _has_dropout(attached.model)
+        self._pass = TrainingPass(attached, items, config, selector, random=self._needs_random)
+        self._unread: list[tuple[int, int, float, float | Tensor]] = []  # step, examples, rate, loss
+        self._read_every = attached.speed.read_losses_every if on_gpu else 1
         self.position = Position()
         self._best: dict[str, Tensor] = {}
         for callback in callbacks:
@@ -118,6 +75,8 @@ class TrainingLoop:
             if self.position.step == 0:
                 for callback in self._callbacks:
                     callback.start()
+                if self.judging_start and self._dev is not None:
+                    self._judge_start(self._dev)
             self._epochs()
         except torch.OutOfMemoryError as error:
             raise TrainingError(
@@ -151,13 +110,11 @@ class TrainingLoop:
         position, config = self.position, self._config
         size = config.batch_size * config.accumulation
         chosen = order[position.update * size : (position.update + 1) * size]
-        self.optimizer.zero_grad(set_to_none=True)
+        self._zero_gradient()
         loss = self._backward(chosen)
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss became {loss} at step {position.step + 1} of {self._name}. The last checkpoint is kept. "
-                f"Lower the learning rate (now {self._rate():g}) or set max_grad_norm, and start again."
-            )
+        self._unread.append((position.step + 1, len(chosen), self._rate(), loss))
+        if len(self._unread) >= self._read_every:
+            loss = self._read()
         for callback in self._callbacks:
             callback.after_backward()
         if config.max_grad_norm is not None:
@@ -166,35 +123,51 @@ class TrainingLoop:
         self.optimizer.step()
         position.step += 1
         position.update += 1
-        position.loss_sum += loss * len(chosen)
-        self._io.log("step", {"step": position.step, "epoch": position.epoch, "loss": loss, "lr": self._rate()})
-        self._io.show(loss=loss)
         stops = [callback.after_step(position.step, loss) for callback in self._callbacks]
         position.stopped = any(stops)
 
-    def _backward(self, chosen: Sequence[int]) -> float:
+    def _zero_gradient(self) -> None:
+        """Zero the gradient where it lies: recorded passes add to this very tensor."""
+        values = self.bank.values
+        if values.grad is None:
+            values.grad = torch.zeros_like(values)
+        else:
+            values.grad.zero_()
+
+    def _backward(self, chosen: Sequence[int]) -> float | Tensor:
         """Accumulate the gradient of the mean loss over `chosen` and return that loss."""
         if not self._needs_random:
             return self._accumulate(chosen)
         with forked_global_state(self._seed, self._name, "dropout", self.position.step):
             return self._accumulate(chosen)
 
-    def _accumulate(self, chosen: Sequence[int]) -> float:
-        self._model.train()
+    def _accumulate(self, chosen: Sequence[int]) -> float | Tensor:
+        if not self._model.training:
+            self._model.train()
         total = torch.zeros((), dtype=torch.float64, device=self.bank.values.device)
         for items in self._passes(chosen):
-            batch = collate(items, self._pad_id).to(self.bank.values.device)
             self.position.trained_tokens += sum(len(item.input_ids) for item in items)
-            with self._injection.active(self.bank.merged(), dropout=self._config.dropout):
-                if self._selector is None:
-                    losses = example_losses(self._model, batch)
-                else:
-                    with self._selector.gathering(batch.attention_mask):
-                        losses = example_losses(self._model, batch)
-                loss = losses.sum() / len(chosen)
-                loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()  # read once per update: on a GPU every look waits for it
-        return total.item()
+            total += self._pass(items, len(chosen))
+        return total
+
+    def _read(self) -> float:
+        """Look at the losses of the updates since the last look, account for them, and return the newest.
+
+        Every look makes the program wait for a GPU, so that it looks at several together.
+        """
+        position, unread, self._unread = self.position, self._unread, []
+        value = math.nan
+        for step, examples, rate, loss in unread:
+            value = float(loss)
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the loss became {value} at step {step} of {self._name}. The last checkpoint is kept. "
+                    f"Lower the learning rate (now {rate:g}) or set max_grad_norm, and start again."
+                )
+            position.loss_sum += value * examples
+            self._io.log("step", {"step": step, "epoch": position.epoch, "loss": value, "lr": rate})
+            self._io.show(loss=value)
+        return value
 
     def _passes(self, chosen: Sequence[int]) -> list[list[Encoded]]:
         """Return the examples of an update, pass by pass; each counts 1 / len(chosen) in the loss whatever its pass."""
@@ -208,6 +181,7 @@ class TrainingLoop:
         return self._config.lr * self._config.lr_decay**self.position.epoch
 
     def _end_epoch(self) -> None:
+        self._read()
         position = self.position
         train_loss = position.loss_sum / len(self._items)
         position.epoch_losses.append(train_loss)
@@ -217,7 +191,14 @@ class TrainingLoop:
         self._io.log("epoch", event)
         position.epoch, position.update, position.loss_sum = position.epoch + 1, 0, 0.0
 
-    def _judge(self, dev: Evaluator) -> float:
+    def _judge_start(self, dev: Evaluator) -> None:
+        """Take what there is before any training as the best so far."""
+        loss = self._dev_loss(dev)
+        self.position.start_dev_loss, self.position.best_epoch = loss, BEFORE
+        self._best = self.bank.state()
+        self._io.log("start_dev", {"dev_loss": loss})
+
+    def _dev_loss(self, dev: Evaluator) -> float:
         position, before = self.position, dev.token_passes
         loss = float(dev.losses().mean())
         position.dev_tokens += dev.token_passes - before
@@ -226,7 +207,12 @@ class TrainingLoop:
                 f"the dev loss became {loss} at step {position.step} of {self._name}. The last checkpoint is kept. "
                 "Lower the learning rate or set max_grad_norm, and start again."
             )
-        best = min(position.dev_losses, default=math.inf)
+        return loss
+
+    def _judge(self, dev: Evaluator) -> float:
+        position, loss = self.position, self._dev_loss(dev)
+        start = math.inf if position.start_dev_loss is None else position.start_dev_loss
+        best = min([start, *position.dev_losses])
         position.dev_losses.append(loss)
         if loss < best:
             position.best_epoch, position.epochs_since_best = position.epoch, 0
@@ -243,10 +229,11 @@ class TrainingLoop:
         epochs = p.epoch + (1 if p.update else 0)
         return Outcome(
             p.step, epochs, p.best_epoch, tuple(p.dev_losses), tuple(p.epoch_losses), p.stopped,
-            p.trained_tokens, p.dev_tokens,
+            p.trained_tokens, p.dev_tokens, p.start_dev_loss,
         )  # fmt: skip
 
     def _checkpoint(self) -> None:
+        self._read()
         if self._io.save is None:
             return
         self._require_finite()
@@ -277,7 +264,11 @@ class TrainingLoop:
         self.bank.load_state(_part(tensors, "bank."))
         self._best = {k: v.to(self.bank.values.device) for k, v in _part(tensors, "best.").items()}
         device = self.bank.values.device
-        adam = {k: v.clone() if k == "step" else v.to(device, copy=True) for k, v in _part(tensors, "adam.").items()}
+        fused = self.optimizer.defaults["fused"]  # counts its steps where the values are
+        adam = {
+            k: v.clone() if k == "step" and not fused else v.to(device, copy=True)
+            for k, v in _part(tensors, "adam.").items()
+        }
         if adam:
             self.optimizer.state[self.bank.values] = adam
         for index, callback in enumerate(self._callbacks):

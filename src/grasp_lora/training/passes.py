@@ -1,8 +1,11 @@
-"""How many tokens a training pass may hold."""
+"""How many tokens a training pass may hold, which lengths it is padded to, and what its answer tokens weigh."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 from ..config import SpeedConfig, TrainingConfig
 from ..data import Encoded
@@ -37,3 +40,31 @@ def largest_pass(speed: SpeedConfig, training: TrainingConfig, items: Sequence[E
     size = min(training.batch_size * training.accumulation, len(lengths))
     fitting = [count for count in range(1, size + 1) if count * lengths[count - 1] <= budget]
     return max(lengths[-1], min(budget, size * lengths[-1])), max(fitting, default=1) * answer
+
+
+def answer_tokens(item: Encoded) -> int:
+    """Return how many tokens of an example count in its loss; the first of all has no predecessor."""
+    return len(item.input_ids) - max(item.prompt_length, 1)
+
+
+def answer_weights(items: Sequence[Encoded], count: int, dtype: torch.dtype) -> Tensor:
+    """Return what each answer token of `items` weighs, shape (N,), when an example counts 1 / `count`."""
+    sizes = torch.tensor([answer_tokens(item) for item in items])
+    return torch.repeat_interleave(1.0 / (sizes.to(dtype) * count), sizes)
+
+
+def few_widths(lengths: Sequence[int], count: int, multiple: int = 8) -> list[int]:
+    """Return at most `count` lengths, multiples of `multiple`, to which padding `lengths` costs the fewest tokens."""
+    sizes = sorted(-(-length // multiple) * multiple for length in lengths)
+    if not sizes:
+        return []
+    # best[k]: padded tokens and widths of the shortest k sequences, with as many widths as the round allows.
+    best: list[tuple[int, list[int]]] = [
+        (sizes[k - 1] * k, [sizes[k - 1]]) if k else (0, []) for k in range(len(sizes) + 1)
+    ]
+    for _ in range(count - 1):
+        best = [
+            min(((best[j][0] + (k - j) * sizes[k - 1], [*best[j][1], sizes[k - 1]]) for j in range(k)), default=(0, []))
+            for k in range(len(sizes) + 1)
+        ]
+    return sorted(set(best[-1][1]))

@@ -40,11 +40,20 @@ class MaskSelector:
         self._selections = 0
         self.probe_tokens = 0  # what the first statistics cost, in tokens forward
 
+    @property
+    def statistics(self) -> ChannelNorms:
+        """Channel norms gathered since the last selection."""
+        return self._norms
+
     def gathering(self, mask: Tensor) -> AbstractContextManager[None]:
         """Wrap a training forward over a batch with attention mask (B, T)."""
         if self._prune.importance != "activation":
             return nullcontext()
         return self._injection.gathering(self._norms, mask)
+
+    def gathered(self) -> None:
+        """Say that a recorded pass, which runs no hooks, has added to the statistics."""
+        self._norms.filled = self._norms.filled or self._prune.importance == "activation"
 
     def after_backward(self) -> None:
         """Feed gradients; call before they are masked."""
@@ -87,14 +96,15 @@ class MaskSelector:
                 self._bank.values.grad = None
             return self._sensitivity.scores()
         norms = self._norms
-        if self._selections == 0 or not norms.squares:
+        if self._selections == 0 or not norms.filled:
             norms = ChannelNorms()
             probe.losses(norms=norms)
         return activation(self._bank, norms.norms())
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and plain values for a checkpoint."""
-        tensors = {f"norms.{module}": square for module, square in self._norms.squares.items()}
+        squares = self._norms.squares if self._norms.filled else {}
+        tensors = {f"norms.{module}": square.clone() for module, square in squares.items()}
         plain: dict[str, Any] = {"selections": self._selections, "probe_tokens": self.probe_tokens}
         if self._sensitivity is not None:
             tensors |= {"mean": self._sensitivity.mean, "deviation": self._sensitivity.deviation}
@@ -105,8 +115,11 @@ class MaskSelector:
         """Put back what `state` returned."""
         device = self._bank.values.device
         self._norms.squares = {
-            key.removeprefix("norms."): value.to(device) for key, value in tensors.items() if key.startswith("norms.")
+            key.removeprefix("norms."): value.to(device, copy=True)
+            for key, value in tensors.items()
+            if key.startswith("norms.")
         }
+        self._norms.filled = bool(self._norms.squares)
         self._selections, self.probe_tokens = int(plain["selections"]), int(plain["probe_tokens"])
         if self._sensitivity is not None:
             self._sensitivity.mean = tensors["mean"].to(device)

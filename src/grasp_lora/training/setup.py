@@ -24,13 +24,15 @@ from ..probing import Attached, Evaluator
 class Base:
     """A frozen causal language model with its tokenizer.
 
-    `name` is what an exported adapter records as its base model; `fingerprint` a content hash for the manifest.
+    `name` and `revision` are what an exported adapter records as its base model; `fingerprint` is a content hash for
+    the manifest.
     """
 
     model: nn.Module
     tokenizer: Any
     name: str
     fingerprint: str
+    revision: str | None = None
 
     @property
     def device(self) -> torch.device:

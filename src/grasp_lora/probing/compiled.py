@@ -1,0 +1,89 @@
+"""Decoder layers compiled once: every layer of a kind runs the same code, so that compilation takes seconds.
+
+The elementwise work of a layer (norms, rotations, activations, residuals) becomes a few kernels. Rows and lengths are
+dynamic, so that no new shape compiles anew. The model stays as it is: its layers get a `forward` of their own until
+`remove` takes it away.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.inject import Injection
+
+Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the model's layers: the longest list of modules of one class; empty where there is none of two or more."""
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    alike = [layers for layers in lists if len(layers) > 1 and len({type(layer) for layer in layers}) == 1]
+    return max(alike, key=len, default=[])
+
+
+def inductor(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile with PyTorch's default backend."""
+    compiled: Callable[..., Any] = torch.compile(function)
+    return compiled
+
+
+class CompiledLayers:
+    """The layers of `model` compiled for passes without gradients and, with `training`, for those with.
+
+    Passes that feed channel norms, and a first layer whose input needs no gradient, run as they are. When compilation
+    fails, everything does, and a warning says why, once.
+    """
+
+    def __init__(
+        self, model: nn.Module, injection: Injection, *, training: bool, compiler: Compiler = inductor
+    ) -> None:
+        self._injection, self._training = injection, training
+        self._layers = decoder_layers(model)
+        self.gave_up: str | None = None if self._layers else "the model has no list of like layers"
+        for layer in self._layers:
+            layer.forward = self._wrapped(layer.forward, compiler(layer.forward))
+
+    def remove(self) -> None:
+        """Give the layers their own `forward` back."""
+        for layer in self._layers:
+            del layer.forward
+        self._layers = []
+
+    def _wrapped(self, plain: Callable[..., Any], compiled: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
+            if self.gave_up is not None or not self._applies(hidden, kwargs):
+                return plain(hidden, *args, **kwargs)
+            _mark(hidden, kwargs)
+            try:
+                return compiled(hidden, *args, **kwargs)
+            except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+                self._say(error)
+            return plain(hidden, *args, **kwargs)
+
+        return forward
+
+    def _applies(self, hidden: Tensor, kwargs: Mapping[str, Any]) -> bool:
+        if self._injection.gathers or kwargs.get("past_key_values") is not None:
+            return False
+        return (self._training and hidden.requires_grad) if torch.is_grad_enabled() else True
+
+    def _say(self, error: Exception) -> None:
+        self.gave_up = str(error).strip().splitlines()[0]
+        warnings.warn(f"layers are not compiled: {self.gave_up}. They run as they are, which is slower.", stacklevel=3)
+
+
+def _mark(hidden: Tensor, kwargs: Mapping[str, Any]) -> None:
+    """Say which sizes of a layer's inputs vary from pass to pass: rows, where there are several, and length."""
+    if hidden.shape[0] > 1:
+        torch._dynamo.maybe_mark_dynamic(hidden, 0)
+    torch._dynamo.maybe_mark_dynamic(hidden, 1)
+    rotations = kwargs.get("position_embeddings")
+    positions = kwargs.get("position_ids")
+    for tensor in (*(rotations if isinstance(rotations, tuple) else ()), positions):
+        if isinstance(tensor, Tensor) and tensor.dim() > 1:
+            torch._dynamo.maybe_mark_dynamic(tensor, 1)

@@ -1,0 +1,49 @@
+"""Memory of a GPU: what a pass needs is measured on a small one, and the peak survives the measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+_SHARE = 0.8  # of the free memory: pieces of it may be too small to use
+_PEAKS: dict[torch.device, int] = {}  # bytes, before the counter was set back to measure
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Return the most bytes that tensors have taken on a GPU since the program began."""
+    return max(_PEAKS.get(device, 0), torch.cuda.max_memory_allocated(device))
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return the bytes that new tensors can take, under the cap of `torch.cuda.set_per_process_memory_fraction`."""
+    free, total = torch.cuda.mem_get_info(device)
+    reserved, taken = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+    cap = int(total * torch.cuda.get_per_process_memory_fraction(device))
+    return min(free, cap - reserved) + reserved - taken
+
+
+def fitting_tokens(run: Callable[[], object], tokens: int, device: torch.device) -> int:
+    """Run a pass of `tokens` tokens once and return how many tokens the free memory holds at that rate."""
+    run()  # libraries take memory of their own at the first call
+    torch.cuda.synchronize(device)
+    _PEAKS[device] = peak_bytes(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    taken = max(1, torch.cuda.max_memory_allocated(device) - before)
+    return max(1, int(_SHARE * free_bytes(device) * tokens / taken))
+
+
+def short_pass(model: nn.Module, device: torch.device) -> int:
+    """Return below how many tokens a pass without gradients costs no less, because launching its kernels takes longer.
+
+    On a GPU a layer takes about 1 ms to launch, in which it would do some 4e11 multiplications with its weights; on a
+    CPU nothing is launched.
+    """
+    if device.type != "cuda":
+        return 0
+    layers = max((len(module) for module in model.modules() if isinstance(module, nn.ModuleList)), default=1)
+    return int(4e11 * max(1, layers) / max(1, sum(p.numel() for p in model.parameters())))

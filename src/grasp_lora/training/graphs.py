@@ -1,0 +1,197 @@
+"""Training passes recorded as CUDA graphs, one per shape: one example's pass is bound by kernel launches otherwise.
+
+A graph repeats what was recorded on the same memory, so everything that a pass reads lies in buffers that stay: the
+batch, the bank's values, their factors in the merge (`AdapterBank.scales`), the gradient, and the sums of channel
+norms. Few shapes serve all passes: rows are padded on the right to one of a few widths, which under causal attention
+needs no mask, and the answer positions to a fixed number, at weight zero.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..adapters.bank import AdapterBank
+from ..data import Batch, Encoded, collate, moved
+from ..probing import Attached
+from ..probing.attention import maskless_width
+from ..probing.loss import gatherable_head
+from .passes import answer_weights
+
+# Relative difference of a recorded gradient from that of the same pass unrecorded. Other kernels and bfloat16 make it
+# about 0.01; a buffer that was missed makes it about 1.
+_AGREES = 0.1
+
+
+class Body(Protocol):
+    """A pass on fixed buffers, which adds to `gradient` (n,) and returns the loss."""
+
+    def __call__(self, batch: Batch, weights: Tensor, *, gather: bool = True) -> Tensor:
+        """Run forward and backward; with `gather` the tokens feed the importance statistics."""
+
+    @property
+    def gradient(self) -> Tensor:
+        """The tensor that gradients are added to."""
+
+    def replayed(self) -> None:
+        """Account for a pass that ran from a recording, whose hooks did not run."""
+
+
+class Recorder(Protocol):
+    """What makes a function on fixed buffers repeatable."""
+
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Record `work` without running it; return what runs it, and the tensor its result will be in."""
+
+
+class CudaRecorder:
+    """Records CUDA graphs that share one memory pool: only one of them runs at a time."""
+
+    def __init__(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        """Record `work` on a stream of its own."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            result = work()
+        return graph.replay, result
+
+
+@dataclass
+class _Shape:
+    """The buffers of one shape, and its recording once there is one."""
+
+    batch: Batch
+    weights: Tensor
+    replay: Callable[[], None] | None = None
+    loss: Tensor | None = None
+
+
+class GraphedPasses:
+    """Runs a body over a few shapes, recorded when a shape comes up for the second time.
+
+    `widths` are the lengths that rows are padded to, `answer` the most answer tokens of an example, `limit` the most
+    shapes. With `check`, each recording is compared with an unrecorded pass before it is trusted. What cannot be
+    recorded runs as it is; a warning says why, once.
+    """
+
+    def __init__(
+        self, body: Body, bank: AdapterBank, pad_id: int, widths: Sequence[int], answer: int, recorder: Recorder,
+        *, limit: int, check: bool = True,
+    ) -> None:  # fmt: skip
+        self._body, self._bank, self._pad_id = body, bank, pad_id
+        self._widths, self._answer, self._recorder = sorted(widths), answer, recorder
+        self._limit, self._check = limit, check
+        self._shapes: dict[tuple[int, ...], _Shape] = {}
+        self.gave_up: str | None = None
+
+    @property
+    def recorded(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes (rows, width) that are replayed."""
+        return tuple(shape for shape, known in self._shapes.items() if known.replay is not None)
+
+    def __call__(self, items: Sequence[Encoded], count: int) -> Tensor:
+        """Add the gradient of the loss of `items`, each counting 1 / `count`, and return their part of the loss."""
+        batch, weights = self._padded(items, count)
+        known = self._shapes.get(tuple(batch.input_ids.shape))
+        if known is None:
+            if self.gave_up is None and len(self._shapes) < self._limit:
+                self._shapes[tuple(batch.input_ids.shape)] = _Shape(batch, weights)
+            return self._body(batch, weights)
+        _fill(known, batch, weights)
+        if known.replay is None:
+            return self._first(known)
+        return self._again(known)
+
+    def _padded(self, items: Sequence[Encoded], count: int) -> tuple[Batch, Tensor]:
+        """Return batch and answer weights in one of the few shapes, on the bank's device."""
+        values = self._bank.values
+        longest = max(len(item.input_ids) for item in items)
+        width = next((width for width in self._widths if width >= longest), longest)
+        batch = collate(items, self._pad_id, width=width)
+        spare = len(items) * self._answer - len(batch.places)
+        weights = answer_weights(items, count, values.dtype)
+        places = torch.cat([batch.places, batch.places[:1].expand(spare)])
+        padded = torch.cat([weights, weights.new_zeros(spare)])
+        return replace(batch, places=places).to(values.device), moved(padded, values.device)
+
+    def _first(self, known: _Shape) -> Tensor:
+        """Record a shape, unless recording failed before, and run it once."""
+        if self.gave_up is not None:
+            return self._body(known.batch, known.weights)
+        try:
+            replay, loss = self._recorder(lambda: self._body(known.batch, known.weights))
+        except RuntimeError as error:  # whatever the model does that cannot be recorded, memory included
+            return self._give_up(known, str(error).strip().splitlines()[0])
+        known.replay, known.loss = replay, loss
+        if not self._check:
+            return self._again(known)
+        gradient = self._body.gradient
+        before = gradient.clone()
+        plain_loss = self._body(known.batch, known.weights, gather=False)
+        wanted = gradient - before
+        gradient.copy_(before)
+        loss = self._again(known)
+        difference = (gradient - before - wanted).norm()
+        if bool(difference <= _AGREES * wanted.norm()):
+            return loss
+        known.replay = None
+        gradient.copy_(before + wanted)
+        self._say(f"a recorded pass gave another gradient (by {float(difference / wanted.norm()):.2g})")
+        return plain_loss
+
+    def _again(self, known: _Shape) -> Tensor:
+        assert known.replay is not None  # the callers have looked
+        assert known.loss is not None
+        self._bank.scales()  # in place: the strength and weights that are in force by now
+        known.replay()
+        self._body.replayed()
+        return known.loss
+
+    def _give_up(self, known: _Shape, reason: str) -> Tensor:
+        self._say(reason)
+        return self._body(known.batch, known.weights)
+
+    def _say(self, reason: str) -> None:
+        self.gave_up = reason
+        warnings.warn(
+            f"training passes are not recorded as CUDA graphs: {reason}. They run unrecorded, which is slower where "
+            "passes are short.",
+            stacklevel=2,
+        )
+
+
+def _fill(known: _Shape, batch: Batch, weights: Tensor) -> None:
+    """Copy a batch into the buffers of its shape."""
+    for name in ("input_ids", "attention_mask", "labels", "places"):
+        getattr(known.batch, name).copy_(getattr(batch, name))
+    known.weights.copy_(weights)
+
+
+def why_not_recorded(attached: Attached, longest: int) -> str | None:
+    """Return why training passes over sequences of up to `longest` tokens cannot be recorded; None: they can."""
+    model, speed = attached.model, attached.speed
+    if attached.bank.values.device.type != "cuda":
+        return "no GPU"
+    if not speed.cuda_graphs:
+        return "speed.cuda_graphs=false"
+    if not speed.skip_mask:
+        return "speed.skip_mask=false: building a mask cannot be recorded"
+    if checkpoints(model):
+        return "gradient checkpointing sets the random state anew, which cannot be recorded"
+    if maskless_width(model) < longest:
+        return "the model needs an attention mask, and building one cannot be recorded"
+    if gatherable_head(model) is None:
+        return "the output head carries an adapter"
+    return None
+
+
+def checkpoints(model: nn.Module) -> bool:
+    """Return whether any layer recomputes its activations in the backward pass."""
+    return any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules())

@@ -1,0 +1,100 @@
+"""One training pass: forward and backward of a few examples, as it is or replayed from a recorded CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from ..config import TrainingConfig
+from ..data import Batch, Encoded, collate, moved
+from ..probing import Attached
+from ..probing.loss import answer_losses
+from .graphs import CudaRecorder, GraphedPasses, Recorder, why_not_recorded
+from .passes import answer_tokens, answer_weights, few_widths
+from .selector import MaskSelector
+
+_WIDTHS, _GRAPHS = 6, 12  # lengths that rows are padded to, and graphs at most: each costs two passes to make
+
+
+class PassBody:
+    """Adds the gradient of a batch's weighted loss to `bank.values.grad` and returns the loss.
+
+    The loss is the sum over the N answer tokens of weight (N,) times cross-entropy. Nothing in it is looked at by the
+    program, and everything it reads and writes stays in its place, so that it can be recorded.
+    """
+
+    def __init__(self, attached: Attached, dropout: float, selector: MaskSelector | None) -> None:
+        self._attached, self._dropout, self._selector = attached, dropout, selector
+
+    def __call__(self, batch: Batch, weights: Tensor, *, gather: bool = True) -> Tensor:
+        """Run forward and backward; with `gather` the tokens feed the importance statistics."""
+        parts, bank = self._attached, self._attached.bank
+        values = bank.values.detach().requires_grad_()  # the same memory, as a leaf of this pass alone
+        with parts.injection.active(bank.merged(values, dtype=parts.dtype), dropout=self._dropout):
+            with self._gathering(batch.attention_mask) if gather else nullcontext():
+                losses = answer_losses(parts.model, batch, maskless=parts.speed.skip_mask)
+            loss = (losses * weights).sum()
+            (gradient,) = torch.autograd.grad(loss, values)
+        self.gradient.add_(gradient)
+        return loss.detach()
+
+    def _gathering(self, mask: Tensor) -> AbstractContextManager[None]:
+        return nullcontext() if self._selector is None else self._selector.gathering(mask)
+
+    @property
+    def gradient(self) -> Tensor:
+        """The tensor that gradients are added to; raises ValueError when the loop has made none."""
+        gradient = self._attached.bank.values.grad
+        if gradient is None:
+            raise ValueError("a training pass needs bank.values.grad to add to")
+        return gradient
+
+    def replayed(self) -> None:
+        """Account for a pass that ran from a recording: what it read must be what is in force by now."""
+        if self._selector is not None:
+            self._selector.gathered()
+
+
+class TrainingPass:
+    """Runs passes of a training loop over `items`: recorded on a GPU where that is possible, else as they are.
+
+    `random` says that a pass draws (dropout), so that a recorded one cannot be compared with another.
+    """
+
+    def __init__(
+        self,
+        attached: Attached,
+        items: Sequence[Encoded],
+        config: TrainingConfig,
+        selector: MaskSelector | None,
+        *,
+        random: bool = False,
+    ) -> None:
+        self._attached, self._device = attached, attached.bank.values.device
+        self._body = PassBody(attached, config.dropout, selector)
+        self.graphs: GraphedPasses | None = None
+        self.not_recorded = why_not_recorded(attached, max((len(item.input_ids) for item in items), default=0))
+        if self.not_recorded is None:
+            self.record_with(CudaRecorder(), items, check=not random)
+
+    def record_with(self, recorder: Recorder, items: Sequence[Encoded], *, check: bool = True) -> None:
+        """Record passes over `items` from now on."""
+        answer = max(answer_tokens(item) for item in items)
+        self.graphs = GraphedPasses(
+            self._body, self._attached.bank, self._attached.pad_id,
+            few_widths([len(item.input_ids) for item in items], _WIDTHS), answer, recorder, limit=_GRAPHS, check=check,
+        )  # fmt: skip
+
+    def __call__(self, items: Sequence[Encoded], count: int) -> Tensor:
+        """Add the gradient of the loss of `items`, each counting 1 / `count`, and return their part of the loss.
+
+        The tensor holds it until the next pass.
+        """
+        if self.graphs is not None:
+            return self.graphs(items, count)
+        batch = collate(items, self._attached.pad_id).to(self._device)
+        weights = answer_weights(items, count, self._attached.bank.values.dtype)
+        return self._body(batch, moved(weights, self._device))
