@@ -253,6 +253,7 @@ class RunConfig(Section):
 
     dir: str | None = Field(None, description="run folder; default runs/<task>-<language>-<seed>")
     checkpoint_every: PositiveInt = Field(50, description="optimizer steps between checkpoints")
+    tokens: str | None = Field(None, description="folder that keeps token sequences, for many runs over the same files")
     report_to: tuple[TrackerName, ...] = Field((), description="experiment trackers; the command line's --report-to")
 
 
