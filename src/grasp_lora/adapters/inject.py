@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from ..errors import AdapterError, ModelError
 from .merge import Pair
 
-
 # Models that a merge stands in: their own passes are not those of the bare base model.
 _STANDING: WeakSet[nn.Module] = WeakSet()
 
