@@ -1,7 +1,7 @@
 """Settings: what there is (`sections`) and how it is read and written (`files`)."""
 
 from .base import Ratio, Section
-from .compare import CellConfig, CompareConfig, VariantConfig
+from .compare import CellConfig, CompareConfig, PartConfig, VariantConfig
 from .files import build_config, load_config, parse_overrides, parse_yaml, setting_names, to_dict, to_yaml
 from .recipes import RECIPES, recipe_settings
 from .sections import (
@@ -51,6 +51,7 @@ __all__ = [
     "MergeRule",
     "MetricName",
     "ModelConfig",
+    "PartConfig",
     "Policy",
     "PruneConfig",
     "Ratio",

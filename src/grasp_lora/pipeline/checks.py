@@ -25,8 +25,8 @@ from ..data import (
     build_task,
     check_leakage,
     check_micro_dev,
-    encode,
-    encode_prompts,
+    encode_kept,
+    encode_prompts_kept,
     load_examples,
     require_splits,
 )
@@ -240,10 +240,10 @@ def _leakage(config: Config, examples: Examples) -> tuple[list[str], str]:
 def _encoded(
     config: Config, name: str, examples: Sequence[Example], task: Task, tokenizer: Any
 ) -> tuple[EncodedSet, str]:
-    settings = config.task
-    encoded = encode(examples, task, tokenizer, settings.max_length)
+    settings, kept = config.task, config.run.tokens
+    encoded = encode_kept(kept, examples, task, tokenizer, settings.max_length)
     if name == "target.test":  # prompts leave room for the answer that is generated
-        encode_prompts(examples, task, tokenizer, settings.max_length - settings.max_new_tokens)
+        encode_prompts_kept(kept, examples, task, tokenizer, settings.max_length - settings.max_new_tokens)
     report = encoded.report
     return encoded, report.sentence(name, settings.max_length) or f"longest {report.longest} tokens, none cut"
 

@@ -25,7 +25,8 @@ MARKER = ".grasp-run"
 FORMAT = 1
 FILES = ("config.yaml", "manifest.json", "events.jsonl", "results.json")
 TRACKERS = "trackers"
-FOLDERS = ("stages", "export", "report", TRACKERS)
+TOKENS = "tokens"
+FOLDERS = ("stages", "export", "report", TRACKERS, TOKENS)
 RESULT = "result.json"
 _STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 

@@ -15,9 +15,10 @@ from ..adapters.discover import module_shapes, output_head
 from ..adapters.inject import Injection
 from ..adapters.peft_load import AdapterFactors
 from ..config import Config
-from ..data import Encoded, EncodedSet, Example, Task, build_task, encode
+from ..data import Encoded, EncodedSet, Example, Task, build_task, encode_kept
 from ..errors import DataError
 from ..probing import Attached, Evaluator
+from ..probing.compiled import CompiledLayers
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class Setup:
                     "it is never taken from another split."
                 )
             task = self.task if role == "target" else self.source_task
-            self._encoded[key] = encode(examples, task, self.base.tokenizer, self.config.task.max_length)
+            kept, limit = self.config.run.tokens, self.config.task.max_length
+            self._encoded[key] = encode_kept(kept, examples, task, self.base.tokenizer, limit)
         return self._encoded[key]
 
     def items(self, split: str, role: str = "target") -> tuple[Encoded, ...]:
@@ -113,7 +115,10 @@ class Setup:
         return bank.to(self.base.device)
 
     def attach(self, injection: Injection, bank: AdapterBank) -> Attached:
-        """Return the model with a bank attached, as loops and evaluators take it."""
+        """Return the model with a bank attached, as loops and evaluators take it; layers compiled as configured."""
+        if self.config.speed.compile_layers in ("probes", "all"):
+            training = self.config.speed.compile_layers == "all"
+            injection.keep(CompiledLayers(self.base.model, injection, training=training))
         return Attached(self.base.model, injection, bank, self.base.pad_id, self.config.speed)
 
     def evaluator(self, attached: Attached, split: str, *, role: str = "target", batch_size: int = 16) -> Evaluator:
