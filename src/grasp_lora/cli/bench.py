@@ -119,7 +119,8 @@ def _show_run(result: Mapping[str, Any]) -> None:
     peaks = result["peak_memory"]
     kind = next(iter(peaks.values()))["kind"]
     held = ", ".join(f"{name} {_gib(peak)}" for name, peak in peaks.items())
-    shown.print(f"peak memory ({kind}): {held}", markup=False)
+    estimate = result["peak_memory_estimate_bytes"] / 2**30
+    shown.print(f"peak memory ({kind}): {held}; estimated for the stages {estimate:.2f} GiB", markup=False)
 
 
 def _gib(peak: Mapping[str, Any]) -> str:
