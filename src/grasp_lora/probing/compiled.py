@@ -30,7 +30,8 @@ class CompiledLayers:
     """The layers of `model` compiled for rounds of probes and, with `training`, for passes with gradients.
 
     Other passes run as they are: they are too few to pay for code of their own, or feed channel norms. So do the last
-    layer, which does less than the others, and a first layer whose input needs no gradient. When compilation fails, everything does, and a warning says why, once.
+    layer, which does less than the others, and a first layer whose input needs no gradient. When compilation fails,
+    everything does, and a warning says why, once.
     """
 
     def __init__(
