@@ -183,11 +183,11 @@ class AdapterBank:
         if len(self.names) == 1:
             return scaled
         pieces = torch.split(scaled, [slot.size for slot in self.slots], dim=-1)
-        found = {(slot.module, slot.adapter, slot.part): piece for slot, piece in zip(self.slots, pieces, strict=True)}
+        found = {slot.key: piece for slot, piece in zip(self.slots, pieces, strict=True)}
         total: Tensor | None = None
         for adapter in range(len(self.names)):
             own = [
-                found.get((module, adapter, part), scaled.new_zeros(()).expand(*scaled.shape[:-1], rows * columns))
+                found.get(f"{module}.{adapter}.{part}", scaled.new_zeros(()).expand(*scaled.shape[:-1], rows * columns))
                 for module, shapes in self._merged_shapes.items()
                 for part, (rows, columns) in zip("AB", shapes, strict=True)
             ]

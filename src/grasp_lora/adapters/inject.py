@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from ..errors import AdapterError, ModelError
 from .merge import Pair
@@ -26,6 +26,13 @@ _STANDING: WeakSet[nn.Module] = WeakSet()
 def carries_merge(model: nn.Module) -> bool:
     """Return whether merged adapters stand in `model` (`Injection.stand`), so that it is not the bare base model."""
     return model in _STANDING
+
+
+class Removable(Protocol):
+    """Something done to a model that can be taken back."""
+
+    def remove(self) -> None:
+        """Take it back."""
 
 
 @dataclass
@@ -78,8 +85,9 @@ class ChannelNorms:
 
 
 class _Site:
-    """One adapted module and what the current pass adds there; an object of plain attributes, so that a compiler that
-    has seen one layer knows them all.
+    """One adapted module and what the current pass adds there.
+
+    An object of plain attributes, so that a compiler that has seen one layer knows them all.
     """
 
     def __init__(self, name: str, module: nn.Module) -> None:
@@ -99,7 +107,7 @@ class Injection:
         self._model, named = model, dict(model.named_modules())
         self._pass: _Pass | None = None
         self._gather: tuple[ChannelNorms, Tensor] | None = None
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[Removable] = []
         self._sites: list[_Site] = []
         self._standing = False
         for name in modules:
@@ -119,6 +127,10 @@ class Injection:
         self._standing = False
         self._handles.clear()
         self._enter(None)
+
+    def keep(self, change: Removable) -> None:
+        """Let `close` take back one more change of the model."""
+        self._handles.append(change)
 
     def __enter__(self) -> Injection:
         return self
@@ -174,6 +186,11 @@ class Injection:
             yield
         finally:
             self._gather = before
+
+    @property
+    def grouped(self) -> bool:
+        """Return whether the current pass holds several candidates."""
+        return self._pass is not None and self._pass.groups is not None
 
     @property
     def gathers(self) -> bool:

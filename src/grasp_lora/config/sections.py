@@ -158,6 +158,9 @@ class SpeedConfig(Section):
     cuda_graphs: bool = Field(
         True, description="on a GPU, record training passes as CUDA graphs, one per shape, and replay them"
     )
+    compile_layers: Literal["auto", "none", "probes", "all"] = Field(
+        "auto", description="torch.compile of the decoder layers for rounds of probes, or for training too; auto: none"
+    )
     fused_optimizer: bool = Field(True, description="on a GPU, AdamW in one kernel")
     read_losses_every: PositiveInt = Field(
         10, description="on a GPU, updates after which their losses are looked at; every look waits for the GPU"

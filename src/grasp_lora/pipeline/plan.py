@@ -191,10 +191,11 @@ def _final(world: _World) -> StagePlan:
     first = forward_load(probe, world.config.finalize.eval_batch_size).times(passes)
     start = world.items("target", "dev") if world.config.finalize.keep_start else ()
     before = forward_load(start, world.config.finalize.eval_batch_size)
+    selections = base.steps if world.config.finalize.mask == "dynamic" else 0
     return replace(
         base, forward=base.forward + passes * len(probe) + len(start),
         token_passes=base.token_passes + 2 * passes * _tokens(probe) + 2 * _tokens(start),
-        loads=(*base.loads, first, before, Load("select", base.steps if world.config.finalize.mask == "dynamic" else 0)),
+        loads=(*base.loads, first, before, Load("select", selections)),
     )  # fmt: skip
 
 

@@ -33,10 +33,10 @@ def inductor(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class CompiledLayers:
-    """The layers of `model` compiled for passes without gradients and, with `training`, for those with.
+    """The layers of `model` compiled for rounds of probes and, with `training`, for passes with gradients.
 
-    Passes that feed channel norms, and a first layer whose input needs no gradient, run as they are. When compilation
-    fails, everything does, and a warning says why, once.
+    Other passes run as they are: they are too few to pay for code of their own, or feed channel norms. So does a first
+    layer whose input needs no gradient. When compilation fails, everything does, and a warning says why, once.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class CompiledLayers:
     def _applies(self, hidden: Tensor, kwargs: Mapping[str, Any]) -> bool:
         if self._injection.gathers or kwargs.get("past_key_values") is not None:
             return False
-        return (self._training and hidden.requires_grad) if torch.is_grad_enabled() else True
+        return self._training and hidden.requires_grad if torch.is_grad_enabled() else self._injection.grouped
 
     def _say(self, error: Exception) -> None:
         self.gave_up = str(error).strip().splitlines()[0]

@@ -125,10 +125,12 @@ class GraphedPasses:
         """Record a shape, unless recording failed before, and run it once."""
         if self.gave_up is not None:
             return self._body(known.batch, known.weights)
+        self._bank.scales()  # made anew by other means than can be recorded
         try:
             replay, loss = self._recorder(lambda: self._body(known.batch, known.weights))
         except RuntimeError as error:  # whatever the model does that cannot be recorded, memory included
-            return self._give_up(known, str(error).strip().splitlines()[0])
+            self._say(str(error).strip().splitlines()[0])
+            return self._body(known.batch, known.weights)
         known.replay, known.loss = replay, loss
         if not self._check:
             return self._again(known)
@@ -154,10 +156,6 @@ class GraphedPasses:
         self._body.replayed()
         return known.loss
 
-    def _give_up(self, known: _Shape, reason: str) -> Tensor:
-        self._say(reason)
-        return self._body(known.batch, known.weights)
-
     def _say(self, reason: str) -> None:
         self.gave_up = reason
         warnings.warn(
@@ -177,19 +175,14 @@ def _fill(known: _Shape, batch: Batch, weights: Tensor) -> None:
 def why_not_recorded(attached: Attached, longest: int) -> str | None:
     """Return why training passes over sequences of up to `longest` tokens cannot be recorded; None: they can."""
     model, speed = attached.model, attached.speed
-    if attached.bank.values.device.type != "cuda":
-        return "no GPU"
-    if not speed.cuda_graphs:
-        return "speed.cuda_graphs=false"
-    if not speed.skip_mask:
-        return "speed.skip_mask=false: building a mask cannot be recorded"
-    if checkpoints(model):
-        return "gradient checkpointing sets the random state anew, which cannot be recorded"
-    if maskless_width(model) < longest:
-        return "the model needs an attention mask, and building one cannot be recorded"
-    if gatherable_head(model) is None:
-        return "the output head carries an adapter"
-    return None
+    reasons = {
+        "there is no GPU": attached.bank.values.device.type != "cuda",
+        "speed.cuda_graphs=false": not speed.cuda_graphs,
+        "building an attention mask cannot be recorded": not speed.skip_mask or maskless_width(model) < longest,
+        "gradient checkpointing sets the random state anew": checkpoints(model),
+        "the output head carries an adapter": gatherable_head(model) is None,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def checkpoints(model: nn.Module) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -54,17 +56,23 @@ def answer_weights(items: Sequence[Encoded], count: int, dtype: torch.dtype) -> 
 
 
 def few_widths(lengths: Sequence[int], count: int, multiple: int = 8) -> list[int]:
-    """Return at most `count` lengths, multiples of `multiple`, to which padding `lengths` costs the fewest tokens."""
-    sizes = sorted(-(-length // multiple) * multiple for length in lengths)
-    if not sizes:
-        return []
-    # best[k]: padded tokens and widths of the shortest k sequences, with as many widths as the round allows.
-    best: list[tuple[int, list[int]]] = [
-        (sizes[k - 1] * k, [sizes[k - 1]]) if k else (0, []) for k in range(len(sizes) + 1)
-    ]
+    """Return at most `count` lengths to which padding `lengths` costs the fewest tokens.
+
+    They are multiples of `multiple`, or the longest of all.
+    """
+    longest = max(lengths, default=0)  # a model may have no positions beyond
+    found = Counter(min(longest, -(-length // multiple) * multiple) for length in lengths)
+    sizes = sorted(found)
+    below = [0, *accumulate(found[size] for size in sizes)]  # how many sequences the k shortest sizes have
+    # best[k]: tokens with padding, and widths, of the k shortest sizes; every turn allows one width more.
+    best: list[tuple[int, list[int]]] = [(0, [])]
+    best += [(below[k] * sizes[k - 1], [sizes[k - 1]]) for k in range(1, len(sizes) + 1)]
     for _ in range(count - 1):
-        best = [
-            min(((best[j][0] + (k - j) * sizes[k - 1], [*best[j][1], sizes[k - 1]]) for j in range(k)), default=(0, []))
-            for k in range(len(sizes) + 1)
-        ]
-    return sorted(set(best[-1][1]))
+        best = [(0, [])] + [
+            min(
+                (best[j][0] + (below[k] - below[j]) * sizes[k - 1], [*best[j][1], sizes[k - 1]])
+                for j in range(k)
+            )
+            for k in range(1, len(sizes) + 1)
+        ]  # fmt: skip
+    return best[-1][1]

@@ -18,6 +18,7 @@ from ..config import Config
 from ..data import Encoded, EncodedSet, Example, Task, build_task, encode_kept
 from ..errors import DataError
 from ..probing import Attached, Evaluator
+from ..probing.compiled import CompiledLayers
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,10 @@ class Setup:
         return bank.to(self.base.device)
 
     def attach(self, injection: Injection, bank: AdapterBank) -> Attached:
-        """Return the model with a bank attached, as loops and evaluators take it."""
+        """Return the model with a bank attached, as loops and evaluators take it; layers compiled as configured."""
+        if self.config.speed.compile_layers in ("probes", "all"):
+            training = self.config.speed.compile_layers == "all"
+            injection.keep(CompiledLayers(self.base.model, injection, training=training))
         return Attached(self.base.model, injection, bank, self.base.pad_id, self.config.speed)
 
     def evaluator(self, attached: Attached, split: str, *, role: str = "target", batch_size: int = 16) -> Evaluator:
