@@ -11,6 +11,9 @@ from world import write_rows
 
 from grasp_lora.baselines import METHODS
 from grasp_lora.config import load_config, parse_yaml
+from grasp_lora.pipeline.comparison.agenda import Agenda
+from grasp_lora.pipeline.comparison.parts import parts_of
+from grasp_lora.pipeline.comparison.schedule import Results
 from grasp_lora.pipeline.comparison.units import cells_of, needed_splits, rows_of
 from grasp_lora.report.comparison_page import page
 from pico import pico_rows
@@ -49,6 +52,15 @@ def test_the_demo_comparison_names_what_the_script_writes(tmp_path, monkeypatch)
     assert {path for path in files if path} == {
         f"runs/world/qa/ar/{script('world_files').file_name(s)}" for s in splits
     }
+
+
+def test_every_part_of_the_real_comparison_can_be_run(tmp_path):
+    parts = parts_of(load_config(SETTINGS / "real.yaml", [f"run.dir={tmp_path}"]))
+    assert [part.name for part in parts] == ["", "curves", "policies", "ablations", "micro-dev"]
+    agenda = Agenda(tmp_path, parts)
+    units = agenda.known()
+    units += agenda.more(Results(failures=dict.fromkeys(unit.key for unit in units)))
+    assert len({unit.key for unit in units}) == len(units) == agenda.size
 
 
 @pytest.fixture

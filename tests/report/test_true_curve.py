@@ -126,6 +126,13 @@ def test_a_row_that_chose_more_than_a_ratio_has_no_regret():
     assert regrets(all_of, "ours", "dev") is None
 
 
+def test_a_ratio_of_another_merge_is_not_on_this_curve():
+    all_of = records()
+    assert regrets(all_of, "ours", "test") is not None
+    all_of["cells"][0]["rows"][2]["method"] = "grasp_recommended"
+    assert regrets(all_of, "ours", "test") is None
+
+
 def test_the_page_says_it_all():
     text = curves_page(records())
     for part in ("## Regret", "### qa-ar", "### qa-zh", "Smoothed minimum: dev 2.0", "| dev, smoothed |", "0.25"):

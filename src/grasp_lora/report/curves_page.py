@@ -19,8 +19,8 @@ Do not edit. What is compared, and under which rules: [comparison.md](comparison
 A whole final run at each ratio, everything else as in `finalize`, at the learning rate of the grid, whose eight runs
 are points of the curve. Smoothed by one rule for all: a natural cubic smoothing spline over -ln(1 - p) with penalty
 {PENALTY:g}, through the means over seeds. Regret is the smoothed curve at the chosen ratio less its minimum, never the
-loss of the run that chose. A row that learns more than one ratio has none: what its own final run gives stands in the
-second table."""
+loss of the run that chose. A row that learns more than one ratio, or merges other adapters, has none:
+what its own final run gives stands in the second table."""
 
 
 def curves_page(records: Record) -> str:

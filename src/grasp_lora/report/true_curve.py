@@ -27,6 +27,7 @@ SIDES: tuple[Side, ...] = ("dev", "test")
 PENALTY = 3e-3
 STEPS = 1000  # of the ratios among which the minimum is sought
 GRID, BEYOND = "grid", "curve"
+ELSEWHERE = ("grasp_recommended",)  # methods that merge other adapters than those whose curve it is
 _LEAST = 5  # points that a smoothing spline needs
 
 
@@ -141,8 +142,12 @@ def _regrets(records: Mapping[str, Any], row: str, side: Side) -> list[float] | 
 
 
 def chosen_ratios(cell: Mapping[str, Any], row: str) -> list[float] | None:
-    """Return the ratios that a row chose on a cell, by seed; None when a run chose more than that, or there is none."""
-    seeds: Sequence[Mapping[str, Any]] = next((each["seeds"] for each in cell["rows"] if each["row"] == row), ())
+    """Return the ratios that a row chose on a cell, by seed.
+
+    None when there is none, when a run chose more than that, or chose it for another merge than the curve's.
+    """
+    own = [each for each in cell["rows"] if each["row"] == row and each.get("method") not in ELSEWHERE]
+    seeds: Sequence[Mapping[str, Any]] = own[0]["seeds"] if own else ()
     if not seeds or not all(chooses_ratio_alone(seed) for seed in seeds):
         return None
     return [float(seed["ratio"]) for seed in seeds]
