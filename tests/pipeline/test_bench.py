@@ -251,6 +251,7 @@ def test_every_part_of_a_record_is_shown(measured, capsys):
         (("--variant", "speed.nothing=1"), 2, "unknown setting 'speed.nothing'"),
         (("--max-memory-gib", 0), 2, "--max-memory-gib must be above 0"),
         (("--set", "model.quantization=bnb-4bit"), 2, "model.quantization: bench makes its own weights"),
+        (("--set", "search.epochs=0"), 2, "search.epochs: bench times a search that trains"),
         (("--set", "controller.interval=1"), 2, "controller.interval: bench tells rounds from steps"),
         (("--set", "speed.nothing=1"), 2, "unknown setting 'speed.nothing'"),
     ],
@@ -269,3 +270,16 @@ def test_a_record_is_never_overwritten(pico, cli, tmp_path):
     assert said.code == 6
     assert "exists and is not overwritten" in said.error.replace("\n", " ")
     assert (tmp_path / "there.json").read_text() == "mine"
+
+
+def test_the_cap_on_memory_is_set_and_taken_back(monkeypatch):
+    seen = []
+    whole = type("Properties", (), {"total_memory": 80 * 2**30})
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: whole)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, index: seen.append((share, index)))
+    with record._capped(24.0, torch.device("cuda")):
+        assert seen == [(24 / 80, 0)]
+    with record._capped(100.0, torch.device("cuda", 1)):
+        pass
+    assert seen[1:] == [(1.0, 0), (1.0, 1), (1.0, 1)]
