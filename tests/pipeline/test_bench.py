@@ -241,6 +241,17 @@ def test_every_part_of_a_record_is_shown(measured, capsys):
         assert phrase in said
 
 
+def test_answers_that_do_not_fit_leave_the_rest_of_the_record(measured, pico, cli, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+
+    monkeypatch.setattr("grasp_lora.pipeline.bench.measure.generation_seconds", full)
+    said = cli(*words("--quick", "--out", tmp_path / "r.json"))
+    assert said.code == 0
+    assert "a batch does not fit (tried to allocate 9 GiB)" in said.out
+    assert "whole run (27 steps" in said.out
+
+
 @pytest.mark.parametrize(
     ("more", "code", "expected"),
     [
@@ -249,6 +260,7 @@ def test_every_part_of_a_record_is_shown(measured, capsys):
         (("--repeats", 0), 2, "--repeats must be at least 1 (got 0)"),
         (("--max-memory-gib", 8, "--set", "model.device=cpu"), 2, "--max-memory-gib caps the allocator of a GPU"),
         (("--variant", "speed.nothing=1"), 2, "unknown setting 'speed.nothing'"),
+        (("--variant", "model.dtype=float64"), 2, "model and adapters are made once"),
         (("--max-memory-gib", 0), 2, "--max-memory-gib must be above 0"),
         (("--set", "model.quantization=bnb-4bit"), 2, "model.quantization: bench makes its own weights"),
         (("--set", "search.epochs=0"), 2, "search.epochs: bench times a search that trains"),

@@ -220,8 +220,9 @@ def _roofline(subject: Subject, timings: dict[str, Timing], answers: dict[str, A
         "training step": (_mean(counter, train, steps), timings["training step"].mean),
         "round": (probed, timings["round"].median),
         "final update": (_mean(counter, train, updates), timings["final update"].mean),
-        "generation of a batch": (counter.generation(subject.workload), float(answers["median_s"])),
     }
+    if "median_s" in answers:
+        rows["generation of a batch"] = counter.generation(subject.workload), float(answers["median_s"])
     return [{"piece": name, **work.row(subject.ceilings, seconds)} for name, (work, seconds) in rows.items()]
 
 
@@ -232,7 +233,17 @@ def _mean(counter: Counter, items: Sequence[Encoded], updates: int) -> Work:
 
 
 def _generation(subject: Subject, bench: Bench, repeats: int) -> dict[str, Any]:
-    """Time generation as configured, without adapters, and by transformers' own loop, and compare the tokens."""
+    """Time generation as configured, without adapters, and by transformers' own loop, and compare the tokens.
+
+    Where a batch does not fit into memory, that is all there is to say.
+    """
+    try:
+        return _generated(subject, bench, repeats)
+    except torch.OutOfMemoryError as error:
+        return {"out_of_memory": str(error).strip().splitlines()[0]}
+
+
+def _generated(subject: Subject, bench: Bench, repeats: int) -> dict[str, Any]:
     size, static = subject.workload, subject.setup.config.speed.static_cache
     ours = generation_seconds(bench, repeats, static=static)
     bare = generation_seconds(bench, 1, static=static, adapted=False)
