@@ -14,8 +14,8 @@ from ..training.passes import largest_pass
 from .checks import Checked, preflight
 from .costs import Load, Prediction, answering_loads, forward_load, training_load
 from .footprint import Pass, peak_bytes
+from .members import SEQUENTIAL
 from .search import rounds_at_once, search_axes
-from .stages import SEQUENTIAL
 
 
 @dataclass(frozen=True)
