@@ -295,3 +295,16 @@ def test_the_cap_on_memory_is_set_and_taken_back(monkeypatch):
     with record._capped(100.0, torch.device("cuda", 1)):
         pass
     assert seen[1:] == [(1.0, 0), (1.0, 1), (1.0, 1)]
+
+
+def test_the_page_shows_the_recorded_rounds():
+    root = Path(__file__).parents[2]
+    made = json.loads((root / "benchmarks" / "bench" / "demo-cpu.json").read_text(encoding="utf-8"))
+    (result,) = made["results"]
+    page = (root / "docs" / "performance.md").read_text(encoding="utf-8")
+    gain, used = ({"one_pass": 1.0} | result[key] for key in ("gain", "gain_cpu"))
+    for way, times in result["seconds"].items():
+        assert f"| {times['median_s']:.3f} | {gain[way]:.2f} | {used[way]:.2f} |" in page
+    assert result["largest_difference"] < 4e-6
+    assert made["code"]["dirty"] is False
+    assert f"(load {result['load_before']:.1f} before, {result['load_after']:.1f}" in page.replace("\n", " ")
