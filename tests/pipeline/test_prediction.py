@@ -149,6 +149,9 @@ def test_what_is_no_record_is_refused(world, tmp_path, cli):
     said = cli("run", "--config", world.file(), "--dry-run", "--bench-record", tmp_path / "other.json")
     assert said.code == 6
     assert "is no record of `grasp-lora bench`" in said.error.replace("\n", " ")
+    said = cli("run", "--config", world.file(), "--bench-record", tmp_path / "other.json")
+    assert (said.code, "Use it with --dry-run" in said.error) == (2, True)
+    assert not (world.root / "run").exists()
 
 
 def test_four_bits_are_not_predicted_without_a_record(world, monkeypatch):
