@@ -46,7 +46,13 @@ TINY = {
 WORKLOADS = {"mlqa-8b": (250, 450, 8), "xlsum-8b": (600, 1800, 60), "tiny": (12, 30, 3)}
 START = time.perf_counter()
 RATIOS = (0.2, 0.5, 0.8)
-PLAIN = {"skip_mask": False, "cuda_graphs": False, "fused_optimizer": False, "read_losses_every": 1}
+PLAIN = {
+    "skip_mask": False,
+    "narrow_last": False,
+    "cuda_graphs": False,
+    "fused_optimizer": False,
+    "read_losses_every": 1,
+}
 
 
 def main() -> None:

@@ -21,7 +21,13 @@ pytestmark = [
     # PyTorch's own modules, while it compiles
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
-PLAIN = {"cuda_graphs": False, "skip_mask": False, "fused_optimizer": False, "read_losses_every": 1}
+PLAIN = {
+    "cuda_graphs": False,
+    "skip_mask": False,
+    "narrow_last": False,
+    "fused_optimizer": False,
+    "read_losses_every": 1,
+}
 FAMILIES = ("llama", "qwen3", "gpt_neox")
 UNMASKED = {"cuda_graphs": False}
 COMPILED = {"compile_layers": "all"}  # and recorded

@@ -38,7 +38,7 @@ def _grasp(context: MethodContext, *, preset: str, adapter: str) -> MethodResult
 def _recommended(context: MethodContext) -> MethodResult:
     source, *rest = context.adapters
     config = with_recommended(context.config)
-    tuned = context.bench.train("rival_sequential", source)
+    tuned = context.bench.train("rival_sequential", source, config=config)
     found, final = context.bench.grasp([replace(tuned, name=source.name), *rest], config)
     return MethodResult(final.bank, found.ratio, found.interval, details=found.details)
 

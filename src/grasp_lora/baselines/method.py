@@ -56,8 +56,8 @@ class Workbench(Protocol):
     def folder(self) -> Path:
         """Folder of the method's own files, such as the storage of an optimizer."""
 
-    def train(self, name: str, start: AdapterFactors) -> AdapterFactors:
-        """Fine-tune one adapter on the target's train split, from `start`, with the settings of `train_target`."""
+    def train(self, name: str, start: AdapterFactors, *, config: Config | None = None) -> AdapterFactors:
+        """Fine-tune one adapter on the target's train split, from `start`, with `train_target` (of `config`)."""
 
     def finalize(
         self, name: str, adapters: Sequence[AdapterFactors], where: float | MergePoint,

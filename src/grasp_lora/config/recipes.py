@@ -27,7 +27,8 @@ def _recommended(tree: Mapping[str, Any]) -> dict[str, Any]:
         "merge": {"rule": "sum_deltas", "weights": [1 / count] * count},
         "controller": {"strength_min": 0.1, "strength_max": 2.0} | ({} if released else {"policy": "ratio_weights"}),
         "search": {"epochs": 0},
-        "finalize": {"keep_start": True},
+        "train_target": {"patience": 2},
+        "finalize": {"keep_start": True, "patience": 2},
     }
 
 

@@ -155,6 +155,9 @@ class SpeedConfig(Section):
     skip_mask: bool = Field(
         True, description="no attention mask where causal attention over right padding needs none (faster kernels)"
     )
+    narrow_last: bool = Field(
+        True, description="the last layer's feed-forward block on answer positions only, like the head behind it"
+    )
     cuda_graphs: bool = Field(
         True, description="on a GPU, record training passes as CUDA graphs, one per shape, and replay them"
     )

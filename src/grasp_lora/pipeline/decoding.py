@@ -160,18 +160,23 @@ class StaticDecoder:
         moved += [layer.cumulative_length for layer in self._cache.layers]
         saved = [tensor.clone() for tensor in moved]
         try:
-            graph = torch.cuda.CUDAGraph()
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                self._step()
-            torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph):
-                self._step()
-            self._graph = graph
+            self._graph = self._captured()
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # what a kernel that may not be captured raises
             self.note = f"one token's step cannot be captured ({str(error).strip().splitlines()[0]})"
         for tensor, before in zip(moved, saved, strict=True):
             tensor.copy_(before)
+
+    def _captured(self) -> Any:
+        """Return the step as a graph; one step beforehand lets libraries choose kernels and take their memory."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.device(self._tokens.device):
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                self._step()
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._step()
+        return graph

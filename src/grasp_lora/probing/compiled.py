@@ -15,15 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.inject import Injection
+from .layers import decoder_layers
 
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the model's layers: the longest list of modules of one class; empty where there is none of two or more."""
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    alike = [layers for layers in lists if len(layers) > 1 and len({type(layer) for layer in layers}) == 1]
-    return max(alike, key=len, default=[])
 
 
 def inductor(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,15 +29,16 @@ def inductor(function: Callable[..., Any]) -> Callable[..., Any]:
 class CompiledLayers:
     """The layers of `model` compiled for rounds of probes and, with `training`, for passes with gradients.
 
-    Other passes run as they are: they are too few to pay for code of their own, or feed channel norms. So does a first
-    layer whose input needs no gradient. When compilation fails, everything does, and a warning says why, once.
+    Other passes run as they are: they are too few to pay for code of their own, or feed channel norms. So do the last
+    layer, which does less than the others, and a first layer whose input needs no gradient. When compilation fails,
+    everything does, and a warning says why, once.
     """
 
     def __init__(
         self, model: nn.Module, injection: Injection, *, training: bool, compiler: Compiler = inductor
     ) -> None:
         self._injection, self._training = injection, training
-        self._layers = decoder_layers(model)
+        self._layers = decoder_layers(model)[:-1]
         self.gave_up: str | None = None if self._layers else "the model has no list of like layers"
         for layer in self._layers:
             layer.forward = self._wrapped(layer.forward, compiler(layer.forward))

@@ -110,7 +110,7 @@ class Evaluator:
         with _evaluating(self._model, checkpointing=True):
             for chunk, batch in self._plan(1):
                 with self._injection.active(self._bank.merged(dtype=self._attached.dtype)):
-                    (self._losses(batch).sum() / self.examples).backward()  # type: ignore[no-untyped-call]
+                    (self._losses(batch, 1).sum() / self.examples).backward()  # type: ignore[no-untyped-call]
                 self.token_passes += 2 * self._tokens(chunk)  # forward and backward: 4 per token
 
     def _run(self, factors: dict[str, Pair], groups: int | None, norms: ChannelNorms | None) -> Tensor:
@@ -120,21 +120,22 @@ class Evaluator:
         with _evaluating(self._model), self._injection.active(factors, groups=groups):
             for chunk, batch in self._plan(count):
                 self.token_passes += count * self._tokens(chunk)
-                found.append(self._chunk_losses(batch, chunk, norms).double().view(count, len(chunk)))
+                found.append(self._chunk_losses(batch, chunk, count, norms).double().view(count, len(chunk)))
                 order += chunk
         out = torch.empty(count, self.examples, dtype=torch.float64)
         out[:, order] = torch.cat(found, dim=1).cpu()  # the only look at the device
         return out
 
-    def _chunk_losses(self, batch: Batch, chunk: Sequence[int], norms: ChannelNorms | None) -> Tensor:
+    def _chunk_losses(self, batch: Batch, chunk: Sequence[int], count: int, norms: ChannelNorms | None) -> Tensor:
         if norms is None:
-            return self._losses(batch)
+            return self._losses(batch, count)
         norms.tokens += self._tokens(chunk)
         with self._injection.gathering(norms, batch.attention_mask):
-            return self._losses(batch)
+            return self._losses(batch, 0)
 
-    def _losses(self, batch: Batch) -> Tensor:
-        return example_losses(self._model, batch, maskless=self._attached.speed.skip_mask)
+    def _losses(self, batch: Batch, count: int) -> Tensor:
+        speed = self._attached.speed
+        return example_losses(self._model, batch, maskless=speed.skip_mask, narrow=count if speed.narrow_last else 0)
 
     @property
     def _device(self) -> torch.device:
@@ -160,7 +161,9 @@ class Evaluator:
         longest = max(range(self.examples), key=lambda i: len(self._items[i].input_ids))
         batch = self._batch([longest], count)
         with torch.no_grad():
-            return min(_TOKENS, fitting_tokens(lambda: self._losses(batch), batch.input_ids.numel(), self._device))
+            return min(
+                _TOKENS, fitting_tokens(lambda: self._losses(batch, count), batch.input_ids.numel(), self._device)
+            )
 
     def _batch(self, chunk: Sequence[int], count: int) -> Batch:
         items = [self._items[i] for i in chunk]

@@ -6,7 +6,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..data import Batch
 from .attention import unmasked
+from .layers import narrowed
 
 
 def keeps_logits(model: nn.Module) -> bool:
@@ -42,13 +43,16 @@ def _gathered(head: nn.Module, places: Tensor) -> Iterator[None]:
         handle.remove()
 
 
-def answer_logits(model: nn.Module, batch: Batch, *, trim: bool = True, maskless: bool = True) -> Tensor:
+def answer_logits(
+    model: nn.Module, batch: Batch, *, trim: bool = True, maskless: bool = True, narrow: int = 0
+) -> Tensor:
     """Return the logits (N, V) that predict the N answer tokens of the batch, those at its `places`.
 
     The model's own head computes them, so that soft caps and logit scalings stay in. It sees the answer positions only;
     a head that carries an adapter sees every position from the first to the last of them (`logits_to_keep`), and all
     positions where the model has no such argument, or with `trim=False`. The batch is padded on the right; with
-    `maskless`, models that need no mask then get none.
+    `maskless`, models that need no mask then get none. With `narrow`, the number of equal blocks (candidates) in the
+    batch, the last feed-forward block sees the answer positions only, too.
     """
     width = batch.input_ids.shape[1]
     with unmasked(model, width if maskless else sys.maxsize) as free:
@@ -57,7 +61,8 @@ def answer_logits(model: nn.Module, batch: Batch, *, trim: bool = True, maskless
             inputs["attention_mask"] = batch.attention_mask
         head = gatherable_head(model) if trim else None
         if head is not None:
-            with _gathered(head, batch.places):
+            cut = narrowed(model, batch.places, narrow) if narrow else nullcontext()
+            with _gathered(head, batch.places), cut:
                 logits: Tensor = model(**inputs).logits
             if logits.shape[:2] == (1, len(batch.places)):
                 return logits[0]
@@ -82,20 +87,24 @@ def _whole_rows(model: nn.Module, batch: Batch, inputs: dict[str, Any], trim: bo
     return logits[rows, columns]
 
 
-def answer_losses(model: nn.Module, batch: Batch, *, trim: bool = True, maskless: bool = True) -> Tensor:
+def answer_losses(
+    model: nn.Module, batch: Batch, *, trim: bool = True, maskless: bool = True, narrow: int = 0
+) -> Tensor:
     """Return the cross-entropy of the N answer tokens of the batch, shape (N,), in at least float32."""
-    logits = answer_logits(model, batch, trim=trim, maskless=maskless)
+    logits = answer_logits(model, batch, trim=trim, maskless=maskless, narrow=narrow)
     wide = logits if logits.dtype == torch.float64 else logits.float()
     targets = batch.labels.flatten().index_select(0, batch.places + 1)
     return nn.functional.cross_entropy(wide, targets, reduction="none")
 
 
-def example_losses(model: nn.Module, batch: Batch, *, trim: bool = True, maskless: bool = True) -> Tensor:
+def example_losses(
+    model: nn.Module, batch: Batch, *, trim: bool = True, maskless: bool = True, narrow: int = 0
+) -> Tensor:
     """Return the mean cross-entropy over the answer tokens of every example, shape (B,), in at least float32.
 
     The end token counts as an answer token. The mean over examples of these is the loss everywhere in this package.
     """
-    token_losses = answer_losses(model, batch, trim=trim, maskless=maskless)
+    token_losses = answer_losses(model, batch, trim=trim, maskless=maskless, narrow=narrow)
     # A dense table and not a scattered sum, whose order would differ from run to run on a GPU.
     ones = torch.ones_like(token_losses)
     sums, counts = (

@@ -117,7 +117,7 @@ class GraphedPasses:
         batch = collate(items, self._pad_id, width=width)
         spare = len(items) * self._answer - len(batch.places)
         weights = answer_weights(items, count, values.dtype)
-        places = torch.cat([batch.places, batch.places[:1].expand(spare)])
+        places = torch.cat([batch.places, _unused(batch.places, spare)])
         padded = torch.cat([weights, weights.new_zeros(spare)])
         return replace(batch, places=places).to(values.device), moved(padded, values.device)
 
@@ -163,6 +163,12 @@ class GraphedPasses:
             "passes are short.",
             stacklevel=2,
         )
+
+
+def _unused(places: Tensor, count: int) -> Tensor:
+    """Return the first `count` positions of a batch that are not among `places`."""
+    candidates = torch.arange(len(places) + count)
+    return candidates[~torch.isin(candidates, places)][:count]
 
 
 def _fill(known: _Shape, batch: Batch, weights: Tensor) -> None:

@@ -26,8 +26,8 @@ class PassBody:
     program, and everything it reads and writes stays in its place, so that it can be recorded.
     """
 
-    def __init__(self, attached: Attached, dropout: float, selector: MaskSelector | None) -> None:
-        self._attached, self._dropout, self._selector = attached, dropout, selector
+    def __init__(self, attached: Attached, dropout: float, selector: MaskSelector | None, *, narrow: bool) -> None:
+        self._attached, self._dropout, self._selector, self._narrow = attached, dropout, selector, narrow
 
     def __call__(self, batch: Batch, weights: Tensor, *, gather: bool = True) -> Tensor:
         """Run forward and backward; with `gather` the tokens feed the importance statistics."""
@@ -35,7 +35,8 @@ class PassBody:
         values = bank.values.detach().requires_grad_()  # the same memory, as a leaf of this pass alone
         with parts.injection.active(bank.merged(values, dtype=parts.dtype), dropout=self._dropout):
             with self._gathering(batch.attention_mask) if gather else nullcontext():
-                losses = answer_losses(parts.model, batch, maskless=parts.speed.skip_mask)
+                narrow = int(self._narrow and not parts.injection.gathers)
+                losses = answer_losses(parts.model, batch, maskless=parts.speed.skip_mask, narrow=narrow)
             loss = (losses * weights).sum()
             (gradient,) = torch.autograd.grad(loss, values)
         self.gradient.add_(gradient)
@@ -61,7 +62,8 @@ class PassBody:
 class TrainingPass:
     """Runs passes of a training loop over `items`: recorded on a GPU where that is possible, else as they are.
 
-    `random` says that a pass draws (dropout), so that a recorded one cannot be compared with another.
+    `random` says that a pass draws (dropout): a recorded one cannot be compared with another then, and the last block
+    sees all tokens, so that what is drawn does not depend on settings of speed.
     """
 
     def __init__(
@@ -74,7 +76,9 @@ class TrainingPass:
         random: bool = False,
     ) -> None:
         self._attached, self._device = attached, attached.bank.values.device
-        self._body = PassBody(attached, config.dropout, selector)
+        self._body = PassBody(
+            attached, config.dropout, selector, narrow=attached.speed.narrow_last and not random
+        )  # fmt: skip
         self.graphs: GraphedPasses | None = None
         self.not_recorded = why_not_recorded(attached, max((len(item.input_ids) for item in items), default=0))
         if self.not_recorded is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -59,6 +60,13 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def settle(device: torch.device) -> None:
+    """Let go of what earlier parts have left: recorded passes hold memory until they are collected."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def timed(call: Callable[[], object], repeats: int, device: torch.device, warm_up: int = 1) -> Timing:
     """Time `call`, `warm_up` times and `repeats` times; it waits for the device before and after each call only."""
     return in_turn([call], repeats, device, warm_up)[0]
@@ -107,7 +115,7 @@ class Marks:
             self._moments.append(time.perf_counter())
             return
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         self._moments.append(event)
 
     def durations(self) -> list[tuple[str, float]]:

@@ -22,7 +22,7 @@ from ...probing import Attached, Evaluator
 from ...training import FixedRatio, MaskSelector, TrainingLoop, commit_mask
 from ..generation import continuation, generating, greedy_settings
 from ..search import search_axes
-from .clock import Marks, Timing, in_turn, now, timed
+from .clock import Marks, Timing, in_turn, now, settle, timed
 from .stages import ClockedIO, stage_times
 from .workloads import TokenSetup, Workload, random_adapters
 
@@ -67,6 +67,7 @@ class Bench:
 def opened(workload: Workload, setup: TokenSetup, adapters: int | None = None) -> Iterator[Bench]:
     """Attach random adapters to the model for a while."""
     model: Any = setup.base.model
+    settle(setup.base.device)
     count = workload.adapters if adapters is None else adapters
     bank = setup.bank(random_adapters(model, count, setup.config.lora))
     with Injection(model, bank.modules) as injection:

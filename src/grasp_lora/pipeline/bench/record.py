@@ -115,12 +115,13 @@ def _capped(gib: float | None, device: torch.device) -> Iterator[None]:
     if gib is None:
         yield
         return
-    whole = torch.cuda.get_device_properties(device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / whole), device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    whole = torch.cuda.get_device_properties(index).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / whole), index)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, device)
+        torch.cuda.set_per_process_memory_fraction(1.0, index)
 
 
 def _load() -> float | None:

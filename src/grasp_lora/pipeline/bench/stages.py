@@ -13,7 +13,7 @@ from ...training import Plumbing
 from ..finalize import FinalResult, finalize
 from ..search import SearchResult, search
 from ..stageio import StageIO
-from .clock import Marks, Timing, now
+from .clock import Marks, Timing, now, settle
 from .workloads import TokenSetup
 
 T = TypeVar("T")
@@ -134,6 +134,7 @@ def clocked_final(
 
 def _clocked(setup: TokenSetup, name: str, stage: Callable[[StageIO], T]) -> tuple[T, StageTimes]:
     device = setup.base.device
+    settle(device)
     marks = Marks(device)
     start = now(device)
     marks.mark("start")
