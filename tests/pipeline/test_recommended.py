@@ -11,10 +11,11 @@ from grasp_lora.baselines import METHODS
 from grasp_lora.config import build_config, load_config
 from grasp_lora.errors import ConfigError
 from grasp_lora.pipeline.finalize import finalize
+from grasp_lora.pipeline.members import members
 from grasp_lora.pipeline.opening import working
 from grasp_lora.pipeline.plan import make_plan
 from grasp_lora.pipeline.search import search
-from grasp_lora.pipeline.stages import all_adapters, members
+from grasp_lora.pipeline.stages import all_adapters
 from grasp_lora.pipeline.story import run_pipeline
 from grasp_lora.report import write_report
 from grasp_lora.report.provenance import system_passes

@@ -14,9 +14,9 @@ from ..data import Encoded, epoch_order
 from ..training.passes import largest_pass
 from .checks import Checked, preflight
 from .costs import Load, Prediction, answering_loads, forward_load, training_load
+from .members import SEQUENTIAL
 from .models import resolve_device, resolve_dtype
 from .search import rounds_at_once, search_axes
-from .stages import SEQUENTIAL
 
 # Bytes per trainable entry: value, gradient, two moments, stash (float32) and the mask.
 _BYTES_PER_ENTRY = 5 * 4 + 1

@@ -38,7 +38,6 @@ from .stageio import StageIO
 ADAPTER = "adapter"
 BANK = "bank.safetensors"
 ORIGIN = "made_from.json"
-SEQUENTIAL = "rival_sequential"  # also the stage of `adapters.continue_source`
 
 
 @dataclass(frozen=True)
@@ -163,19 +162,6 @@ def all_adapters(run: Run) -> list[AdapterFactors]:
     """Return source, target and further adapters in the order in which they are merged."""
     others = [_load(run, given, f"other{i + 1}") for i, given in enumerate(run.config.adapters.others)]
     return [adapter_stage(run, "source"), adapter_stage(run, "target"), *others]
-
-
-def members(run: Run, adapters: Sequence[AdapterFactors]) -> Sequence[AdapterFactors]:
-    """Return what is merged of `adapters`: with `adapters.continue_source`, the first fine-tuned on the target data."""
-    if not run.config.adapters.continue_source:
-        return adapters
-    return [sequential_adapter(run, adapters[0]), *adapters[1:]]
-
-
-def sequential_adapter(run: Run, start: AdapterFactors, name: str = SEQUENTIAL) -> AdapterFactors:
-    """Return the adapter `start` fine-tuned on the target's train split with the settings of `train_target`."""
-    tuned = trained_stage(run, name, "target", run.config.train_target, start)
-    return replace(tuned, name=start.name)
 
 
 # --- search and final run ---------------------------------------------------------------------------------------
