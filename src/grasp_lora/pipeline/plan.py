@@ -184,7 +184,8 @@ def _final(world: _World) -> StagePlan:
     base, probe = _training(world, "finalize", "target", world.config.finalize), world.items("target", "micro_dev")
     passes = _first_ranking(world.config.final_importance)
     first = forward_load(probe, world.config.finalize.eval_batch_size).times(passes)
-    start = world.items("target", "dev") if world.config.finalize.keep_start else ()
+    dev = world.items("target", "dev") if world.config.finalize.keep_start else ()
+    start = (*dev, *dev)  # as it came, and pruned
     before = forward_load(start, world.config.finalize.eval_batch_size)
     selections = base.steps if world.config.finalize.mask == "dynamic" else 0
     return replace(

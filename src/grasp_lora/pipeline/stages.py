@@ -246,16 +246,16 @@ def finalize_stage(
         _save_bank(stage, final.bank)
         stage.finish(
             {
-                "ratio": point.ratio,
-                "point": point.to_dict(),
-                "density": final.density,
-                "densities": final.bank.densities(),
-                "flips": list(final.flips),
+                **{"ratio": final.point.ratio, "point": final.point.to_dict(), "asked": point.to_dict()},
+                **{"density": final.density, "densities": final.bank.densities(), "flips": list(final.flips)},
+                "plain_dev_loss": final.plain_dev_loss,
                 "probe_tokens": final.probe_tokens,
                 "outcome": outcome_row(final.outcome),
             }
         )
         clear_checkpoints(stage.path / "checkpoints")
+        if final.point != point:
+            run.progress.note("dev prefers the merge as it came: neither pruning nor training it further helped")
         return final
     return load_final(run, adapters, stage)
 
@@ -278,13 +278,15 @@ def final_content(run: Run) -> dict[str, str]:
 def load_final(run: Run, adapters: Sequence[AdapterFactors], stage: StageFolder) -> FinalResult:
     """Return a finished final run from its folder; raises `RunError` for none, or one of other adapters."""
     done = require_final(run, stage)
-    reused = {"search": hash_file(run.folder.stage("search").path / BANK)} if done.get("reused") else {}
-    begin(run, stage, **_made_at(MergePoint.from_dict(done["point"])), **reused, **content(adapters))
+    origin = _made_at(MergePoint.from_dict(done.get("asked", done["point"])))
+    if done.get("reused"):
+        origin["search"] = hash_file(run.folder.stage("search").path / BANK)
+    begin(run, stage, **origin, **content(adapters))
     bank = run.setup.bank(adapters)
     bank.load_state(safetensors.torch.load((stage.path / BANK).read_bytes()))
-    saved: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in done["outcome"].items()}
-    outcome = Outcome(**saved)
-    return FinalResult(bank, MergePoint.from_dict(done["point"]), float(done["density"]), tuple(done["flips"]), outcome)
+    point, outcome = MergePoint.from_dict(done["point"]), Outcome.from_dict(done["outcome"])
+    tokens, plain = int(done.get("probe_tokens", 0)), done.get("plain_dev_loss")
+    return FinalResult(bank, point, float(done["density"]), tuple(done["flips"]), outcome, tokens, plain)
 
 
 def _made_at(point: MergePoint) -> dict[str, Any]:
