@@ -16,7 +16,7 @@ from grasp_lora.config import build_config
 from grasp_lora.pipeline.bench import clock, record, workloads
 from grasp_lora.pipeline.bench.counting import Counter
 from grasp_lora.pipeline.bench.demo_rounds import measure_rounds
-from grasp_lora.pipeline.bench.measure import Subject
+from grasp_lora.pipeline.bench.measure import Subject, _agreement
 from grasp_lora.pipeline.bench.stages import stage_times
 from grasp_lora.pipeline.bench.variants import planned, switches
 from grasp_lora.pipeline.bench.workloads import mean_tokens
@@ -119,7 +119,8 @@ def test_what_the_stages_did_is_what_was_asked(measured):
     assert counted["search_trained_tokens"] == counted["final_trained_tokens"] == 3 * tokens
     assert counted["rounds"] == 9
     assert result["config"]["finalize"]["mask"] == "dynamic"
-    assert result["generation"]["same_tokens_share"] == 1.0
+    assert result["generation"]["agreeing_tokens"] == PICO.new_tokens
+    assert _agreement([1, 2, 3], [1, 2, 4]) == 2
     assert result["peak_memory"]["search"]["bytes"] > 0
 
 
