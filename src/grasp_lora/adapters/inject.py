@@ -210,8 +210,10 @@ def _grouped(site: _Site, x: Tensor, a: Tensor, b: Tensor, output: Tensor) -> Te
             f"{site.name} cannot be probed in one pass: its input has shape {tuple(x.shape)} for {groups} candidates. "
             "Leave the module out of the adapters."
         )
-    low = torch.bmm(x.reshape(groups, -1, x.shape[-1]), a.to(x).transpose(1, 2)).to(output.dtype)
-    flat, up = output.reshape(groups, -1, output.shape[-1]), b.to(output).transpose(1, 2)
-    if site.fresh and not torch.is_grad_enabled():
-        return flat.baddbmm_(low, up).view(output.shape)
-    return torch.baddbmm(flat, low, up).view(output.shape)
+    # Flattened first: a compiler that sees as many rows as candidates would take that for a rule.
+    inside, flat = (tensor.flatten(0, 1).view(groups, -1, tensor.shape[-1]) for tensor in (x, output))
+    low = torch.bmm(inside, a.to(x).transpose(1, 2)).to(output.dtype)
+    up = b.to(output).transpose(1, 2)
+    in_place = site.fresh and not torch.is_grad_enabled()
+    added = flat.baddbmm_(low, up) if in_place else torch.baddbmm(flat, low, up)
+    return added.flatten(0, 1).view(output.shape)

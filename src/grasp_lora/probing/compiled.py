@@ -55,7 +55,10 @@ class CompiledLayers:
                 return plain(hidden, *args, **kwargs)
             _mark(hidden, kwargs)
             try:
-                return compiled(hidden, *args, **kwargs)
+                with warnings.catch_warnings():
+                    # While it traces, PyTorch looks at the gradient of the factors, which have none of their own.
+                    warnings.filterwarnings("ignore", r".*\.grad attribute of a Tensor that is not a leaf")
+                    return compiled(hidden, *args, **kwargs)
             except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
                 self._say(error)
             return plain(hidden, *args, **kwargs)
