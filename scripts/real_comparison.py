@@ -1,13 +1,12 @@
-"""The comparison on real tasks, its ablations, and the size of micro-dev: one command each; repeated, it goes on.
+"""Every measurement on real tasks in one command, which repeated goes on with what is there.
 
-    python scripts/real_comparison.py main --backbone DIR --data DIR --out DIR [--jobs 8]
-    python scripts/real_comparison.py ablations --backbone DIR --data DIR --out DIR
-    python scripts/real_comparison.py micro-dev --backbone DIR --data DIR --out DIR
+    python scripts/real_comparison.py --backbone DIR --data DIR --out DIR [--jobs 8] [--time-limit SECONDS]
+    python scripts/real_comparison.py --backbone DIR --data DIR --out DIR --tables-only --records benchmarks/compare
 
-Settings: benchmarks/compare/real.yaml. A run that was stopped, or that a job's time limit ended, is gone on with by the
-same command. The records lie in OUT/<part>/results.json; copied to benchmarks/compare/real.json, real-ablations.json or
-real-micro-dev.json they enter docs/results.md (scripts/results_page.py). `micro-dev` cuts 4, 8, 16 and 32 examples
-from micro_dev_32.jsonl beside micro_dev.jsonl.
+Settings: benchmarks/compare/real.yaml, whose parts are done in their order. A run that was stopped, or that a job's
+time limit ended, is gone on with by the same command. `--records` writes the records where the pages of results are
+made from (scripts/results_page.py). Cells with 4, 8 and 32 micro-dev examples are cut from micro_dev_32.jsonl beside
+micro_dev.jsonl.
 """
 
 from __future__ import annotations
@@ -18,29 +17,33 @@ from pathlib import Path
 from typing import Any
 
 from grasp_lora.cli.options import command_line, out
-from grasp_lora.config import Config, build_config, parse_yaml
+from grasp_lora.config import Config, build_config, load_config, parse_yaml, to_dict
 from grasp_lora.errors import GraspError
-from grasp_lora.pipeline.comparison import compare, compare_config
-from grasp_lora.runs import make_progress, write_text_atomic
+from grasp_lora.pipeline.comparison import Asked, Comparison, compare, compare_config
+from grasp_lora.runs import make_progress, write_json_atomic, write_text_atomic
 from grasp_lora.runs.folder import MARKER
 
-SETTINGS = Path(__file__).resolve().parent.parent / "benchmarks" / "compare"
-SIZES = (4, 8, 16, 32)
+SETTINGS = Path(__file__).resolve().parent.parent / "benchmarks" / "compare" / "real.yaml"
+SIZED = "micro-dev"  # the part that gets a cell for each of these sizes
+SIZES = (4, 8, 32)
 
 
 def settings(args: argparse.Namespace) -> Config:
-    """Return the settings of a part."""
-    tree = parse_yaml((SETTINGS / "real.yaml").read_text(encoding="utf-8"), "real.yaml")
+    """Return the settings of what is asked for."""
+    tree = parse_yaml(SETTINGS.read_text(encoding="utf-8"), SETTINGS.name)
     section = tree["compare"]
-    if args.part == "ablations":
-        section |= parse_yaml((SETTINGS / "ablations.yaml").read_text(encoding="utf-8"), "ablations.yaml")["compare"]
-    if args.part == "micro-dev":
-        section |= {"methods": ["grasp_default"], "generate": [], "cells": sized_cells(args, section["cells"])}
-    tree["model"]["name_or_path"] = str(args.backbone)
-    tree["run"] = {"dir": str(args.out / args.part)}
+    if args.cells:
+        section["cells"] = [cell for cell in section["cells"] if cell["name"] in args.cells.split(",")]
+    for part in section["parts"]:
+        if part["name"] == SIZED:
+            part["cells"] = section["cells"] + sized_cells(args, section["cells"])
     section |= {"root": str(args.data.resolve()), "seeds": args.seeds or section["seeds"]}
-    config = build_config(tree)
-    return compare_config(config, args.methods.split(",") if args.methods else None, args.jobs)
+    tree["model"]["name_or_path"] = str(args.backbone)
+    tree["run"] |= {"dir": str(args.out), "tokens": str(args.tokens) if args.tokens else None}
+    config = load_config(None, args.set, to_dict(build_config(tree)))
+    parts = None if args.parts is None else [name for name in args.parts.split(",") if name not in ("", "main")]
+    methods = args.methods.split(",") if args.methods else None
+    return compare_config(config, methods, args.jobs, args.time_limit, parts)
 
 
 def sized_cells(args: argparse.Namespace, cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -50,7 +53,7 @@ def sized_cells(args: argparse.Namespace, cells: list[dict[str, Any]]) -> list[d
         whole = (args.data / cell["target"]["micro_dev"]).with_name("micro_dev_32.jsonl")
         lines = whole.read_text(encoding="utf-8").splitlines(keepends=True)
         for size in SIZES:
-            path = args.out.resolve() / "micro-dev-files" / f"{cell['name']}-{size}.jsonl"
+            path = args.out.resolve().with_name(f"{args.out.name}-micro-dev") / f"{cell['name']}-{size}.jsonl"
             write_text_atomic(path, "".join(lines[:size]))
             target = cell["target"] | {"micro_dev": str(path)}
             name = f"{cell['name']}-m{size}"
@@ -58,24 +61,47 @@ def sized_cells(args: argparse.Namespace, cells: list[dict[str, Any]]) -> list[d
     return sized
 
 
-def main() -> int:
-    """Parse, run or go on, print the tables; returns the exit status."""
+def write_records(folder: Path, done: Comparison) -> None:
+    """Write the records of the main table and of every part where results_page.py finds them."""
+    write_json_atomic(folder / "real.json", done.records)
+    for name, records in done.parts.items():
+        write_json_atomic(folder / f"real-{name}.json", records)
+
+
+def arguments() -> argparse.Namespace:
+    """Return what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("part", choices=["main", "ablations", "micro-dev"])
     for name in ("backbone", "data", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--jobs", type=int, help="runs side by side; default as in real.yaml")
     parser.add_argument("--seeds", type=int, nargs="+")
-    parser.add_argument("--methods", help="with commas; default all")
-    args = parser.parse_args()
+    parser.add_argument("--cells", help="with commas; default all")
+    parser.add_argument("--parts", help="beside the main table, with commas; default all, `main`: none")
+    parser.add_argument("--methods", help="rows of the main table, which then is the only one")
+    parser.add_argument("--time-limit", type=float, help="seconds after which no run is started any more")
+    parser.add_argument("--tokens", type=Path, help="folder that keeps token sequences; default: below OUT")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting")
+    parser.add_argument("--tables-only", action="store_true", help="run nothing: records and tables of what is there")
+    parser.add_argument("--no-tables", action="store_true", help="make records and tables later")
+    parser.add_argument("--records", type=Path, help="folder to write the records to")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Parse, run or go on, print the tables; returns the exit status."""
+    args = arguments()
     try:
         config = settings(args)
-        resume = (Path(str(config.run.dir)) / MARKER).is_file()
-        done = compare(config, make_progress(), resume=resume, command=command_line())
+        resume = args.tables_only or (Path(str(config.run.dir)) / MARKER).is_file()
+        asked = Asked(resume=resume, run=not args.tables_only, tables=not args.no_tables)
+        done = compare(config, make_progress(), asked, command=command_line())
     except GraspError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    out(done.tables)
+    if asked.tables:
+        if args.records:
+            write_records(args.records, done)
+        out(done.tables)
     return done.exit_code
 
 

@@ -1,9 +1,10 @@
-"""Render the committed records of comparisons as docs/results.md, with a cost-quality plot for each.
+"""Render the committed records of comparisons: docs/results.md, with a cost-quality plot for each, and the true curves.
 
-    python scripts/results_page.py           write the page and the plots
-    python scripts/results_page.py --check   write nothing; fail when the page is not what the records say
+    python scripts/results_page.py           write the pages and the plots
+    python scripts/results_page.py --check   write nothing; fail when a page is not what the records say
 
-A record is the `results.json` of a comparison's folder, copied to benchmarks/compare/NAME.json.
+A record is the `results.json` of a comparison's folder, copied to benchmarks/compare/NAME.json. `real-curves.json`
+becomes docs/results-curves.md.
 """
 
 from __future__ import annotations
@@ -14,16 +15,24 @@ from pathlib import Path
 
 from grasp_lora.report.comparison_page import page
 from grasp_lora.report.cost_quality import cost_quality_plot
+from grasp_lora.report.curves_page import curves_page
 from grasp_lora.runs import read_json, write_text_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDS, DOCS = ROOT / "benchmarks" / "compare", ROOT / "docs"
+CURVES = "real-curves"
 TITLES = {
     "real": "Real tasks",
+    "real-policies": "What the controller may choose",
     "real-micro-dev": "Size of micro-dev",
     "real-ablations": "Entropy bonus, anchor and commit step",
     "demo": "The demo's world: one cell, one seed, rate 1e-3 for all, none chosen; no grid and no Optuna",
 }
+
+
+def is_as(path: Path, text: str) -> bool:
+    """Return whether a page is there and says this."""
+    return path.exists() and path.read_text(encoding="utf-8") == text
 
 
 def main() -> int:
@@ -32,15 +41,15 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     records = {path.stem: read_json(path) for path in sorted(RECORDS.glob("*.json"))}
-    text, target = page(records, TITLES), DOCS / "results.md"
+    curves = records.pop(CURVES, None)
+    pages = {"results.md": page(records, TITLES)} | ({"results-curves.md": curves_page(curves)} if curves else {})
     if args.check:
-        if not target.exists() or target.read_text(encoding="utf-8") != text:
-            sys.stderr.write(
-                "docs/results.md is not what benchmarks/compare says. Run python scripts/results_page.py\n"
-            )
-            return 1
-        return 0
-    write_text_atomic(target, text)
+        old = [name for name, text in pages.items() if not is_as(DOCS / name, text)]
+        for name in old:
+            sys.stderr.write(f"docs/{name} is not what benchmarks/compare says. Run python scripts/results_page.py\n")
+        return int(bool(old))
+    for name, text in pages.items():
+        write_text_atomic(DOCS / name, text)
     for name, record in records.items():
         cost_quality_plot(record, DOCS / "figures" / f"compare-{name}.svg")
     return 0

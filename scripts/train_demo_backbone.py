@@ -16,6 +16,7 @@ import platform
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def write_documents(total: int, seed: int, workers: int) -> dict[Language, list[
         for start in range(0, int(total * SHARE[language]), part)
     ]
     if workers > 1:
-        with ProcessPoolExecutor(workers) as pool:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             written = list(pool.map(_write_part, jobs))
     else:
         written = [_write_part(job) for job in jobs]

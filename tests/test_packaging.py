@@ -54,6 +54,11 @@ def test_the_metadata_is_complete():
     assert (core.license_expression, core.readme_content_type) == ("Apache-2.0", "text/markdown")
     assert core.license_files == ["LICENSE"]
     assert "Typing :: Typed" in core.classifiers
+    pythons = [found[1] for name in core.classifiers if (found := re.fullmatch(r".*Python :: (3\.\d+)", name))]
+    said = f"Python {', '.join(pythons[:-1])} or {pythons[-1]}"
+    assert core.requires_python == f">={pythons[0]}"
+    for page in ("README.md", "docs/index.md", "docs/paper.md", "Makefile"):
+        assert said in (ROOT / page).read_text(encoding="utf-8"), page
     assert core.scripts == {"grasp-lora": "grasp_lora.cli:main"}
 
 

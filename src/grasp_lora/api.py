@@ -6,23 +6,28 @@
     print(evaluate(work, final))
     export(work, final, "adapters/merged")
 
-Examples are JSON-lines, CSV or Parquet files, `datasets.Dataset` objects, or lists of dicts.
+Examples are files (JSON lines, CSV, TSV, Parquet, SQuAD-format JSON), `datasets.Dataset` objects, or lists of dicts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from peft import PeftModel
 from transformers import PreTrainedModel
 
-from .adapters.peft_load import AdapterFactors
+from .adapters.discover import linear_modules
+from .adapters.inject import carries_merge
+from .adapters.peft_load import AdapterFactors, factors_hash
 from .adapters.peft_save import save_adapter
 from .adapters.point import MergePoint
 from .baselines import alone
-from .config import Config, TrainingConfig, build_config
+from .config import Config, SplitFiles, TrainingConfig, build_config
 from .data import Example, check_leakage, check_micro_dev, examples_from_records, load_examples
+from .errors import AdapterError, check_choice
 from .pipeline.accounts import score_table
 from .pipeline.adapters import TrainedAdapter, read_adapter
 from .pipeline.adapters import train_adapter as _train_adapter
@@ -65,9 +70,11 @@ def setup(
     The model's weights are frozen (`requires_grad_(False)`); its code and modules stay untouched. `source` maps split
     names to examples of the source language, needed only to train a source adapter here. `config` is a `Config` or
     nested mappings of the settings that differ from the defaults. Raises `DataError` for unusable examples, a
-    micro-dev larger than `data.micro_dev_size`, and text that is in two splits; `ConfigError` for settings.
+    micro-dev larger than `data.micro_dev_size`, and text that is in two splits; `ConfigError` for settings;
+    `AdapterError` for a model that carries adapters.
     """
     resolved = config if isinstance(config, Config) else build_config(config or {})
+    _require_bare(model)
     given = {"train": train, "dev": dev, "micro_dev": micro_dev, "test": test}
     target = {name: _examples(rows, resolved, f"target.{name}") for name, rows in given.items() if rows is not None}
     sources = {name: _examples(rows, resolved, f"source.{name}") for name, rows in (source or {}).items()}
@@ -81,6 +88,18 @@ def setup(
     return Setup(resolved, base, target, sources)
 
 
+def _require_bare(model: Any) -> None:
+    """Raise `AdapterError` for a model whose own passes are not those of the base model."""
+    if carries_merge(model):
+        raise AdapterError("this model carries merged adapters already. Call detach() of that merge first.")
+    if isinstance(model, PeftModel):
+        raise AdapterError(
+            "the model carries a PEFT adapter. Give the bare base model: load it alone, or take it out with "
+            "model.unload(); adapters are given as folders."
+        )
+    linear_modules(model)  # finds the layers that PEFT has put into a model that is not wrapped
+
+
 def _examples(rows: Rows, config: Config, origin: str) -> list[Example]:
     if isinstance(rows, (str, Path)):
         return load_examples(str(rows), config.task.name, config.data.fields)
@@ -88,16 +107,43 @@ def _examples(rows: Rows, config: Config, origin: str) -> list[Example]:
 
 
 def read_adapters(work: Setup, adapters: Sequence[AnyAdapter]) -> list[AdapterFactors]:
-    """Return adapters, however they were given, as numbers; raises `AdapterError` for one that does not fit."""
-    out = []
+    """Return adapters, however they were given, as numbers under names of their own.
+
+    Raises `AdapterError` for one that does not fit or is none.
+    """
+    if isinstance(adapters, (str, Path, AdapterFactors, TrainedAdapter)):
+        raise AdapterError("adapters: one alone was given. Give a list of PEFT folders, hub ids or trained adapters.")
+    out: list[AdapterFactors] = []
     for index, adapter in enumerate(adapters):
-        if isinstance(adapter, TrainedAdapter):
-            out.append(adapter.factors)
-        elif isinstance(adapter, AdapterFactors):
-            out.append(adapter)
-        else:
-            out.append(read_adapter(work, str(adapter), f"adapter{index + 1}"))
+        found = _read(work, adapter, f"adapter{index + 1}")
+        taken, name, count = {other.name for other in out}, found.name, 1
+        while name in taken:  # two that were trained here for one language, say
+            count += 1
+            name = f"{found.name}{count}"
+        out.append(replace(found, name=name, sha256=found.sha256 or factors_hash(found.modules)))
     return out
+
+
+def _read(work: Setup, adapter: Any, name: str) -> AdapterFactors:
+    if isinstance(adapter, TrainedAdapter):
+        return adapter.factors
+    if isinstance(adapter, AdapterFactors):
+        return adapter
+    if not isinstance(adapter, (str, Path)):
+        raise AdapterError(
+            f"adapters: a {type(adapter).__name__} is no adapter. Give a PEFT folder, a hub id or what train_adapter "
+            "returned."
+        )
+    return read_adapter(work, str(adapter), name)
+
+
+def _final(given: Any, what: str) -> Any:
+    """Return the final run of a search that kept its adapter, and anything but a search as it is."""
+    if not isinstance(given, SearchResult):
+        return given
+    if given.final is None:
+        raise AdapterError(f"{what}: a search names a point and leaves no adapter. Call finalize with it first.")
+    return given.final
 
 
 def train_adapter(
@@ -107,6 +153,7 @@ def train_adapter(
 
     With `start`, that adapter is fine-tuned further, which is the sequential rival of every merge.
     """
+    check_choice("role", role, ("source", "target"))
     training: TrainingConfig = work.config.train_source if role == "source" else work.config.train_target
     begin = read_adapters(work, [start])[0] if start is not None else None
     return _train_adapter(work, role, training, StageIO(f"{role}_adapter", progress=progress), begin)
@@ -137,23 +184,28 @@ def finalize(
 
 def evaluate(
     work: Setup,
-    system: FinalResult | AnyAdapter | None = None,
+    system: FinalResult | SearchResult | AnyAdapter | None = None,
     *,
     split: str = "test",
     progress: Progress | None = None,
 ) -> SystemScores:
     """Score a final run, a single adapter, or (None) the bare base model on a split of the target."""
-    if system is None:
+    check_choice("split", split, SplitFiles.model_fields)
+    scored = _final(system, "evaluate")
+    if scored is None:
         return evaluate_system(work, "zero_shot", {}, StageIO("evaluate", progress=progress), split)
-    if isinstance(system, FinalResult):
-        factors = system_factors(system.bank)
+    if isinstance(scored, FinalResult):
+        factors = system_factors(scored.bank)
     else:
-        factors = system_factors(alone(work, read_adapters(work, [system])[0]))
+        factors = system_factors(alone(work, read_adapters(work, [scored])[0]))
     return evaluate_system(work, "system", factors, StageIO("evaluate", progress=progress), split)
 
 
-def export(work: Setup, final: FinalResult, folder: str | Path, *, overwrite: bool = False) -> Exported:
+def export(work: Setup, final: FinalResult | SearchResult, folder: str | Path, *, overwrite: bool = False) -> Exported:
     """Write `folder/adapter`, a plain PEFT folder that loads anywhere, and the sparse file of the unsummed factors."""
+    final = _final(final, "export")
+    if not isinstance(final, FinalResult):
+        raise AdapterError(f"export: takes what finalize returned, got {type(final).__name__}; see also save.")
     card = model_card(work.base.name, {"pruned at": final.point.describe(), "merge rule": work.config.merge.rule}, "")
     return export_adapter(
         work.base, final.bank, Path(folder), card=card, sparse=work.config.export.sparse, overwrite=overwrite
@@ -162,9 +214,13 @@ def export(work: Setup, final: FinalResult, folder: str | Path, *, overwrite: bo
 
 def save(work: Setup, adapter: TrainedAdapter, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Write an adapter trained here as a plain PEFT folder; its scaling is folded into B."""
+    if not isinstance(adapter, TrainedAdapter):
+        raise AdapterError(
+            f"save: takes what train_adapter returned, got {type(adapter).__name__}. `export` writes others."
+        )
     modules = adapter.factors.modules
     pairs = {module: (factor.A, factor.scaling * factor.B) for module, factor in modules.items()}
-    save_adapter(folder, pairs, base_model=work.base.name, overwrite=overwrite)
+    save_adapter(folder, pairs, base_model=work.base.name, revision=work.base.revision, overwrite=overwrite)
     return Path(folder)
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from grasp_lora.adapters import peft_config
 from grasp_lora.adapters.discover import module_shapes, output_head
-from grasp_lora.adapters.peft_load import AdapterFactors, base_label, load_adapter
+from grasp_lora.adapters.peft_base import base_label
+from grasp_lora.adapters.peft_load import AdapterFactors, load_adapter
 from grasp_lora.errors import AdapterError
 
 PLAIN = {"target_modules": ["q_proj", "v_proj"]}
@@ -289,6 +290,7 @@ def test_half_a_pair(tmp_path: Path) -> None:
     [
         ("base_model.model.model.embed_tokens.weight", "weights of the base"),
         ("base_model.model.model.embed_tokens.lora_embedding_A", "an embedding"),
+        ("base_model.model.lm_head.base_layer.weight", "save_embedding_layers=False"),
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector", "DoRA"),
         ("base_model.model.model.layers.0.self_attn.q_proj.lora_B.bias", "unknown variant"),
         ("base_model.model.model.layers.0.self_attn.q_proj.bias", "weights of the base"),
@@ -339,6 +341,18 @@ def test_messages_show_no_path_of_a_base(tmp_path: Path) -> None:
 def test_base_label_of_a_hub_cache_path() -> None:
     assert base_label("/c/hub/models--Meta--Llama-3-8B/snapshots/0123abc") == "llama-3-8b"
     assert base_label("C:\\models\\Llama-3-8B\\") == "llama-3-8b"
+
+
+@pytest.mark.parametrize(
+    ("trained", "used", "told"),
+    [(None, None, False), ("main", None, False), ("abc", "abc", False), ("abc", None, True), (None, "abc", True)],
+)
+def test_another_revision_of_the_base_is_a_notice(trained: str, used: str, told: bool, tmp_path: Path) -> None:
+    folder = pico.plain(tmp_path / "adapter")
+    pico.edit_config(folder, revision=trained)
+    notices = load(folder, base_revision=used).notices
+    words = f"was trained on revision '{trained or 'main'}' of its base, in use is '{used or 'main'}'"
+    assert [words in notice for notice in notices] == ([True] if told else [])
 
 
 @pytest.mark.parametrize("base", [None, ""])

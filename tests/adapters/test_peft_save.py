@@ -96,6 +96,23 @@ def test_configuration_is_plain(tmp_path: Path) -> None:
     assert peft.PeftConfig.from_pretrained(str(folder)).peft_type == "LORA"
 
 
+def test_configuration_has_no_field_that_an_older_peft_would_refuse(tmp_path: Path) -> None:
+    """PEFT 0.9 of 2024 raises for any other field, whatever its value; what is left out is at its default."""
+    known = {
+        "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "fan_in_fan_out", "inference_mode",
+        "init_lora_weights", "layer_replication", "layers_pattern", "layers_to_transform", "loftq_config",
+        "lora_alpha", "lora_dropout", "megatron_config", "megatron_core", "modules_to_save", "peft_type", "r",
+        "rank_pattern", "revision", "target_modules", "task_type", "use_dora", "use_rslora",
+    }  # fmt: skip
+    folder = save_adapter(tmp_path / "out", factors(pico.llama(), "q_proj"), base_model=pico.BASE)
+    written = json.loads((folder / "adapter_config.json").read_text())
+    assert set(written) <= known
+    whole = peft.LoraConfig.from_pretrained(str(folder)).to_dict()
+    default = peft.LoraConfig().to_dict()
+    given = {"base_model_name_or_path", "target_modules", "task_type", "r", "lora_alpha", "inference_mode"}
+    assert {key for key in whole if whole[key] != default[key]} <= given
+
+
 def test_round_trip_is_exact(tmp_path: Path) -> None:
     pairs = factors(pico.llama(), "k_proj", "up_proj")
     folder = save_adapter(tmp_path / "out", pairs, base_model=pico.BASE)

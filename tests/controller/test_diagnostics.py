@@ -36,7 +36,7 @@ def test_a_healthy_run_has_none_of_the_warnings() -> None:
     for t in range(12):
         if controller.should_stop() is None:
             step(controller, slice_, t)
-        controller.observe(flips=0.02, cleared=0.01, micro=2.0, train=2.1)
+        controller.observe(flips=0.02, cleared=0.01, start=2.2, micro=2.0, micro_error=0.1, train=2.1, train_error=0.1)
     assert {d.code for d in controller.diagnostics() if d.severity == "warning"} == set()
 
 
@@ -98,26 +98,39 @@ def test_commits_that_swing_are_seen_as_thrashing_by_what_they_did_to_the_masks(
     def found(commits: dict[int, float]) -> set[str]:
         _, _, script, _, _, _ = run(commits)
         seen = Observations(**{k: tuple(v) for k, v in script.seen.items()})
-        return {d.code for d in diagnose(resolve(ControllerConfig()), [], None, None, seen)}
+        return {d.code for d in diagnose(resolve(ControllerConfig()), [], None, seen)}
 
     swinging = {0: 0.1, 1: 0.6, 2: 0.1, 3: 0.6, 4: 0.1}
     assert found(swinging) == {"mask_thrashing", "optimizer_cleared"}
     assert found({0: 0.02, 1: 0.04, 2: 0.06, 3: 0.08, 4: 0.1}) == set()
 
 
-def test_micro_dev_unlike_dev_or_first_train_loss() -> None:
-    quiet = probe(Controller(ControllerConfig(), 0), lambda p: p**2, 3)  # examples 0..7: standard error 0.87
-    quiet.observe(micro=4.0, dev=4.5, train=3.0)
-    assert "micro_dev_unrepresentative" not in codes(quiet)
-    quiet.observe(dev=7.0)
-    assert "micro_dev_unrepresentative" in codes(quiet)
-    other = probe(Controller(ControllerConfig(), 0), lambda p: p**2, 3)
-    other.observe(micro=4.0, train=0.5)
-    assert "micro_dev_unrepresentative" in codes(other)
-    late = probe(Controller(ControllerConfig(), 0), lambda p: p**2, 3)
-    late.observe(micro=4.0, train=3.9)
-    late.observe(micro=4.0, train=0.1)  # learned by heart: no finding
-    assert "micro_dev_unrepresentative" not in codes(late)
+def unlike(**seen: float | tuple[float, ...]) -> bool:
+    """Whether micro-dev is called unrepresentative; its own standard error is 0.3 nats, the other's 0.4."""
+    errors = {"micro_error": 0.3, "dev_error": 0.4, "train_error": 0.4}
+    tuples = {k: v if isinstance(v, tuple) else (v,) for k, v in (errors | seen).items()}
+    found = diagnose(resolve(ControllerConfig()), [], None, Observations(**tuples))
+    assert all(d.code == "micro_dev_unrepresentative" for d in found)
+    return bool(found)
+
+
+def test_micro_dev_unlike_dev_by_three_standard_errors_of_the_difference() -> None:
+    assert unlike(micro=4.0, dev=5.6)
+    assert unlike(micro=4.0, dev=2.4)
+    assert not unlike(micro=4.0, dev=5.4)  # 4.7 errors of micro-dev's mean alone
+    assert not unlike(micro=4.0, dev=(8.0, 3.0))  # the loss fell from 8 to 3, and was 4 in between
+    assert unlike(micro=(2.0, 8.0), dev=(5.0, 3.0))  # the last round counts
+    assert not unlike(micro=4.0, dev=9.0, dev_error=())
+
+
+def test_micro_dev_easier_than_the_first_training_examples() -> None:
+    assert unlike(start=4.0, micro=3.0, train=5.6)
+    assert not unlike(start=4.0, micro=3.0, train=5.4)
+    assert not unlike(start=5.0, micro=3.0, train=5.6)  # before training micro-dev was as hard
+    assert not unlike(start=4.0, micro=3.0, train=0.5)  # adapters that know the training examples by heart
+    assert not unlike(micro=3.0, train=9.0)  # the release probes nothing before training
+    assert not unlike(start=4.0, micro=3.0, train=(4.1, 9.0))
+    assert not unlike(start=4.0, micro=3.0, train=9.0, train_error=())  # an interval of one step
 
 
 def test_an_uncertain_answer_is_called_so() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.pico import pico_adapter, pico_model, pico_setup
@@ -78,7 +79,11 @@ def test_rounds_come_every_interval_and_once_before_training():
     assert [(row["round"], row["step"]) for row in rows] == [(0, 0), (1, 3), (3, 9), (4, 12)]
     assert (session.rounds, session.evaluations, outcome.steps) == (4, 16, 12)
     assert len(script.seen["train"]) == 4  # also for the round that probed nothing
-    assert len(script.seen["micro"]) == 3  # the sweep before training is not held against training losses
+    told = [float(baseline.mean()) for _, baseline, _ in script.told]
+    assert script.seen["start"] + script.seen["micro"] == told  # one before training, three after
+    errors = [float(np.std(baseline.numpy(), ddof=1)) / len(baseline) ** 0.5 for _, baseline, _ in script.told]
+    assert script.seen["micro_error"] == pytest.approx(errors[1:])
+    assert all(error > 0 for error in script.seen["train_error"])  # three steps a round
     assert script.seen["flips"] == [row["flipped"] for row in rows if row["committed"]]
 
 

@@ -238,6 +238,12 @@ def test_the_merge_generates_as_its_export_does_and_comes_off_without_a_trace(tm
     assert not torch.equal(logits, bare)
 
 
+def test_saving_as_a_model_does_not_lose_the_adapters_in_silence(tmp_path):
+    with pytest.raises(AdapterError, match=r"without its adapters. Use export\(folder\)"):
+        World().merged().save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_one_merge_at_a_time(tmp_path):
     world = World()
     merged = world.merged()
@@ -265,6 +271,9 @@ def test_moving_the_model_moves_mask_and_stash_and_keeps_the_parameter():
         ({"input_ids": [1, 2], "labels": [2]}, "2 input_ids, but 1 labels"),
         ({"input_ids": [1, 2], "labels": [-100, -100]}, "no token is learnt"),
         ({"input_ids": [1, 2, 3, 4], "labels": [-100, 2, -100, 4]}, "up to one token"),
+        ({"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "attention_mask": [1, 0, 1]}, "in front and behind only"),
+        ({"input_ids": [1, 2, 3], "labels": [-100, 2, 3], "attention_mask": [1, 1]}, "as long as input_ids"),
+        ({"input_ids": [1, 2], "labels": [-100, 2], "attention_mask": [0, 0]}, "no token is learnt"),
     ],
 )
 def test_micro_dev_rows_that_are_no_use(row, message):
@@ -274,6 +283,12 @@ def test_micro_dev_rows_that_are_no_use(row, message):
 
 def test_padding_at_the_end_of_a_row_is_cut_off():
     (item,) = encoded_rows([{"input_ids": [5, 6, 7, 0], "labels": [-100, 6, 7, -100]}])
+    assert (item.input_ids, item.prompt_length) == ((5, 6, 7), 1)
+
+
+def test_padding_in_front_of_a_row_is_cut_off_by_its_attention_mask():
+    row = {"input_ids": [0, 0, 5, 6, 7, 0], "labels": [-100, -100, -100, 6, 7, -100]}
+    (item,) = encoded_rows([row | {"attention_mask": torch.tensor([0, 0, 1, 1, 1, 0])}])
     assert (item.input_ids, item.prompt_length) == ((5, 6, 7), 1)
 
 

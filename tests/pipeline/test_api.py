@@ -1,15 +1,19 @@
 """The stages as functions on what a user of Hugging Face libraries already has."""
 
 import datasets
+import peft
 import pytest
 import torch
-from world import load_plain, with_peft
+from world import World, load_plain, with_peft
 
 import grasp_lora
 from grasp_lora import api, evaluate, export, finalize, save, search, setup, train_adapter
+from grasp_lora.config import build_config
 from grasp_lora.data import build_task, encode
-from grasp_lora.errors import ConfigError, DataError
-from pico import pico_model, pico_rows, pico_tokenizer
+from grasp_lora.errors import AdapterError, ConfigError, DataError, RunError
+from grasp_lora.integrations import merge_into
+from grasp_lora.training.setup import Setup
+from pico import pico_adapter, pico_model, pico_rows, pico_tokenizer
 
 CONFIG = {
     "task": {"language": "en", "prompt": "{context} {question}=", "max_length": 96, "max_new_tokens": 4},
@@ -129,6 +133,93 @@ def test_mistakes_are_told_before_anything_is_trained(pico_folder):
             call()
     with pytest.raises(ConfigError, match="did you mean 0.65|Did you mean 0.65"):
         finalize(without, [], 65)
+
+
+def test_a_model_that_carries_adapters_is_no_base_model(pico_folder):
+    wrapped = peft.get_peft_model(load_plain(pico_folder), peft.LoraConfig(target_modules=["q_proj"]))
+    for carrying in (wrapped, wrapped.get_base_model()):
+        with pytest.raises(AdapterError, match="carries a PEFT adapter"):
+            setup(carrying, pico_tokenizer(), config=CONFIG, **ROWS)
+    model = load_plain(pico_folder)
+    adapters = [pico_adapter(model, name) for name in ("en", "ar")]
+    merged = merge_into(model, pico_tokenizer(), adapters)
+    with pytest.raises(AdapterError, match=r"carries merged adapters already.*detach"):
+        setup(model, pico_tokenizer(), config=CONFIG, **ROWS)
+    merged.detach()
+    assert setup(model, pico_tokenizer(), config=CONFIG, **ROWS).base.model is model
+
+
+def test_two_adapters_of_one_role_keep_apart(work, final):
+    one, two = train_adapter(work), train_adapter(work, start=final[0][1])
+    assert one.factors.name == two.factors.name
+    found = api.read_adapters(work, [one, two, one])
+    assert [adapter.name for adapter in found] == ["target_adapter", "target_adapter2", "target_adapter3"]
+    assert found[0].sha256 == found[2].sha256 != found[1].sha256
+    per_adapter = Setup(
+        build_config(CONFIG | {"controller": {"policy": "ratio_per_adapter", "interval": 2}}), work.base,
+        work.target, work.source,
+    )  # fmt: skip
+    assert set(search(per_adapter, [one, two]).best.ratios) == {"target_adapter", "target_adapter2"}
+
+
+def test_what_is_no_adapter_is_told(work, final, tmp_path):
+    adapters, found, result = final
+    for mistake, message in (
+        (lambda: search(work, "adapters/en"), "one alone was given. Give a list"),
+        (lambda: search(work, [result]), "a FinalResult is no adapter"),
+        (lambda: evaluate(work, found), "evaluate: a search names a point and leaves no adapter"),
+        (lambda: export(work, found, tmp_path / "out"), "export: a search names a point and leaves no adapter"),
+        (lambda: export(work, adapters[0], tmp_path / "out"), "takes what finalize returned, got TrainedAdapter"),
+        (lambda: save(work, result, tmp_path / "out"), "takes what train_adapter returned, got FinalResult"),
+    ):
+        with pytest.raises(AdapterError, match=message):
+            mistake()
+    assert not (tmp_path / "out").exists()
+    for mistake, message in (
+        (lambda: finalize(work, adapters, None), "a number between 0 and 1, or a MergePoint, got NoneType"),
+        (lambda: train_adapter(work, "sorce"), "role must be source or target.*Did you mean 'source'"),
+        (lambda: evaluate(work, split="tset"), "split must be.*Did you mean 'test'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            mistake()
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "merge"),
+    [
+        ({}, {"target_modules": ["k_proj", "v_proj"]}, {"weights": [1.0, -0.7]}),
+        ({"layers_to_transform": [0]}, {"target_modules": ["q_proj", "down_proj"]}, {}),
+        (
+            {"r": 3, "use_rslora": True},
+            {"rank_pattern": {"v_proj": 4}, "alpha_pattern": {"q_proj": 9.5}},
+            {"rule": "sum_deltas"},
+        ),
+        ({"target_modules": "all-linear"}, {"bias": "none", "init_lora_weights": "gaussian"}, {}),
+    ],
+)
+def test_adapters_unlike_each_other_are_exported_exactly(first, second, merge, pico_folder, tmp_path):
+    world = World(tmp_path, pico_folder)
+    work = setup(load_plain(pico_folder), pico_tokenizer(), config=CONFIG | {"merge": merge}, **ROWS)
+    result = finalize(work, [world.adapter("one", **first), world.adapter("two", **second)], 0.4)
+    folder = export(work, result, tmp_path / "out").adapter
+    assert base_loss(with_peft(pico_folder, folder), ROWS["test"]) == pytest.approx(
+        sum(evaluate(work, result).losses) / 3, abs=1e-5
+    )
+
+
+def test_an_export_is_written_whole_or_not_at_all(work, final, tmp_path):
+    (tmp_path / "factors.sparse.safetensors").write_bytes(b"mine")
+    with pytest.raises(RunError, match="exists and is not overwritten"):
+        export(work, final[2], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["factors.sparse.safetensors"]
+
+
+def test_a_search_that_kept_its_adapter_is_a_final_run(work, final, tmp_path):
+    settings = CONFIG | {"finalize": {"adapter": "reuse"}, "search": CONFIG["search"] | {"epochs": 2}}
+    kept = Setup(build_config(settings), work.base, work.target, work.source)
+    found = search(kept, final[0])
+    assert evaluate(kept, found).scores == evaluate(kept, found.final).scores
+    assert export(kept, found, tmp_path / "out").density_before == found.final.density
 
 
 def test_a_model_that_came_from_nowhere_is_not_the_working_directory(tmp_path, monkeypatch):

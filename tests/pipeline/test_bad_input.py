@@ -2,12 +2,17 @@
 
 import errno
 import json
+import os
+import socket
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from world import lines, tree_bytes, with_peft, write_rows
 
+from grasp_lora.runs import RunFolder
 from grasp_lora.training import loop
 
 
@@ -273,19 +278,74 @@ def test_a_second_ctrl_c_says_how_to_go_on(world, cli, monkeypatch):
     assert (said.code, "--resume" in said.error) == (130, True)
 
 
-def test_a_disk_that_is_full_at_the_end_loses_nothing(world, cli, monkeypatch):
+@pytest.mark.parametrize("what", ["tokenizer", "weights"])
+def test_a_disk_that_is_full_at_the_end_loses_nothing(what, world, cli, monkeypatch):
     file = world.file(evaluate__rivals=[], export__merged_model=True)
+    failure = {
+        "tokenizer": OSError(errno.ENOSPC, "No space left on device"),
+        # What safetensors raises is no OSError.
+        "weights": SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    }[what]
 
     def full(*_args, **_settings):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise failure
 
+    place = {
+        "tokenizer": "grasp_lora.pipeline.export.load_tokenizer",
+        "weights": "transformers.PreTrainedModel.save_pretrained",
+    }[what]
     with monkeypatch.context() as patch:
-        patch.setattr("grasp_lora.pipeline.export.load_tokenizer", full)
+        patch.setattr(place, full)
         said = cli("run", "-c", file, "--quiet")
     assert said.code == 6
     assert "no space left" in said.error
     assert (world.root / "run" / "stages" / "evaluate_grasp" / "result.json").is_file()
     assert cli("run", "-c", file, "--resume").code == 0
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_folder_that_may_not_be_written(started, world, cli, monkeypatch):
+    file, run = world.file(evaluate__rivals=[], data__target__test=None), world.root / "run"
+    if started:
+        assert cli("run", "-c", file, "-q").code == 0
+    before = tree_bytes(run)
+    opened, made = os.open, os.mkdir
+
+    def refuse(path):
+        if run in (Path(path), *Path(path).parents):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    def only_reading(path, flags, *rest, **settings):
+        if flags & os.O_CREAT:
+            refuse(path)
+        return opened(path, flags, *rest, **settings)
+
+    def no_folder(path, *rest, **settings):
+        refuse(path)
+        return made(path, *rest, **settings)
+
+    monkeypatch.setattr(os, "open", only_reading)
+    monkeypatch.setattr(os, "mkdir", no_folder)
+    said = cli("run", "-c", file, "-q", *(["--resume"] if started else []))
+    assert said.code == 6
+    assert "may not be written (Read-only file system)" in said.error
+    assert tree_bytes(run) == before
+
+
+def test_two_runs_in_one_folder(world, cli):
+    file, run = world.file(evaluate__rivals=[], data__target__test=None), world.root / "run"
+    assert cli("search", "-c", file, "-q").code == 0
+    before = tree_bytes(run)
+    with RunFolder.resume(run, (run / "config.yaml").read_text()):
+        for words in (["run", "--resume"], ["run", "--overwrite"], ["search", "--overwrite"], ["finalize"]):
+            said = cli(*words, "-c", file, "-q")
+            assert said.code == 6
+            assert f"in use by process {os.getpid()} on " in said.error
+        held = tree_bytes(run)
+        assert {k: v for k, v in held.items() if k != ".lock"} == {k: v for k, v in before.items() if k != ".lock"}
+    # The lock of a process that was killed: its file stays, and nobody holds it.
+    (run / ".lock").write_text(json.dumps({"pid": 2**22 + 1, "machine": socket.gethostname()}))
+    assert cli("run", "-c", file, "-q", "--resume").code == 0
 
 
 def test_the_adapter_stays_loadable_after_a_refused_second_run(world, cli):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import pytest
 from world import lines, tree_bytes, with_peft, write_rows
 
+from grasp_lora.cli.facts import show_facts
 from grasp_lora.config import load_config, parse_yaml
 
 FAST = {"evaluate__rivals": ["zero_shot", "target"], "finalize__epochs": 1}
@@ -17,7 +19,7 @@ FAST = {"evaluate__rivals": ["zero_shot", "target"], "finalize__epochs": 1}
 
 def mapped(text):
     """The `name: value` lines of a stage's result."""
-    return dict(line.split(": ", 1) for line in text.splitlines())
+    return dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
 
 
 def test_the_stages_one_after_the_other(world, cli):
@@ -186,6 +188,15 @@ def test_validate_shows_all_problems_at_once(world, cli, no_weights):
     assert not (world.root / "run").exists()
 
 
+def test_validate_names_a_split_that_is_not_set_once(world, cli, no_weights):
+    said = cli("validate", "-c", world.file(data__target__micro_dev=None))
+    assert said.code == 3
+    shown = " ".join(said.out.split())
+    assert "error data.target.micro_dev is not set, and this stage needs it" in shown
+    assert "ok data.target.train: 6 examples" in shown
+    assert "ok leakage: no text is in two of the 5 splits that were read" in shown
+
+
 def test_validate_says_what_is_there(world, cli, no_weights):
     said = cli("validate", "-c", world.file(task__max_length=32, adapters__target=world.adapter("ar")), "--json")
     seen = {row["what"]: row["seen"] for row in json.loads(said.out)}
@@ -217,6 +228,12 @@ def test_data_prepare_writes_splits_and_a_manifest(cli, tmp_path):
     assert not contexts["train"] & contexts["test"]
     assert str(tmp_path) not in said.out
     before = tree_bytes(out)
+    shown = cli(*words, "--overwrite").out
+    assert not set('{}[]"') & set(shown)
+    assert re.search(r"micro_dev +2 +\d +micro_dev\.jsonl", shown)
+    assert "read 40 examples from all.jsonl" in shown
+    assert f"written to {out}" in shown
+    assert tree_bytes(out) == before
     assert cli(*words).code == 3
     assert tree_bytes(out) == before
     assert cli(*words, "--overwrite").code == 0
@@ -224,6 +241,24 @@ def test_data_prepare_writes_splits_and_a_manifest(cli, tmp_path):
     assert "--sizes: 'train' needs a whole number, got 'x'" in cli(*words[:5], "--sizes", "train=x").error
     assert "--task must be qa" in cli(*words[:5], "--task", "poetry").error
     assert "name=value" in cli(*words[:5], "--field", "context").error
+
+
+def test_init_says_what_to_fill_in_and_what_comes_next(cli, tmp_path):
+    said = cli("init", "--language", "de", "--out", tmp_path / "my.yaml")
+    first, *names, last = said.out.splitlines()
+    assert first == f"{tmp_path / 'my.yaml'} is written. To fill in, marked FILL:"
+    text = (tmp_path / "my.yaml").read_text(encoding="utf-8")
+    marked = [line.split(":")[0].strip() for line in text.splitlines() if " FILL" in line and not line.startswith("#")]
+    assert [name.rpartition(".")[2] for name in map(str.strip, names)] == marked
+    assert last == f"Then: grasp-lora validate --config {tmp_path / 'my.yaml'}"
+
+
+def test_facts_are_lines_not_structures(capsys):
+    facts = {"adapter": "a/b", "losses": [1.23456789, 2.0], "point": {"ratio": 0.5, "weights": {}}, "sparse": None}
+    show_facts(facts | {"kept": True}, as_json=False)
+    assert capsys.readouterr().out.splitlines() == [
+        "adapter: a/b", "losses: 1.23457, 2", "point:", "  ratio: 0.5", "  weights: none", "sparse: none", "kept: yes",
+    ]  # fmt: skip
 
 
 def test_unknown_settings_name_the_nearest(world, cli):

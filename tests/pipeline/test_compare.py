@@ -15,8 +15,8 @@ from grasp_lora.baselines import METHODS
 from grasp_lora.config import Config
 from grasp_lora.errors import ConfigError, DataError, Interrupted, MissingExtraError, RunError, TrainingError
 from grasp_lora.metrics.bootstrap import paired_bootstrap
-from grasp_lora.pipeline.comparison import compare, compare_config, schedule
-from grasp_lora.pipeline.comparison.tuning import choose
+from grasp_lora.pipeline.comparison import Asked, compare, compare_config, schedule, slots
+from grasp_lora.pipeline.comparison.tuning import Tuning, choose
 from grasp_lora.pipeline.comparison.units import cells_of
 from grasp_lora.pipeline.stageio import StageIO
 from grasp_lora.report import cost_quality
@@ -25,6 +25,7 @@ from grasp_lora.report.paper import same_setting
 from grasp_lora.runs import InterruptFlag, QuietProgress
 
 MAIN = sys.modules["grasp_lora.pipeline.comparison.compare"]
+RESUME = Asked(resume=True)
 METHOD_NAMES = ["zero_shot", "target", "merged", "ties", "ratio_by_probe", "grasp_default"]
 
 
@@ -71,7 +72,7 @@ def results(world):
     found = {}
     for path in sorted((world.root / "cmp" / "stages").glob("*/result.json")):
         result = json.loads(path.read_text())
-        for key in ("seconds", "peak_memory_bytes", "attempts"):
+        for key in ("seconds", "scoring_seconds", "peak_memory_bytes", "attempts"):
             result["cost"].pop(key)
         name = path.parent.name
         found[name.partition("_adapter.")[0]] = result  # an adapter's name holds a hash of its files' paths
@@ -183,10 +184,10 @@ def test_no_record_holds_a_path_or_a_text_of_the_data(whole):
 def test_a_finished_comparison_resumes_to_itself_and_more_methods_may_join(whole):
     world, done, _ = whole
     before = results(world)
-    again = compare(settings(world), resume=True)
+    again = compare(settings(world), asked=RESUME)
     assert results(world) == before
     assert again.records["cells"] == done.records["cells"]
-    more = compare(settings(world, compare={"methods": [*METHOD_NAMES, "svd"]}), resume=True)
+    more = compare(settings(world, compare={"methods": [*METHOD_NAMES, "svd"]}), asked=RESUME)
     assert [row["row"] for row in more.records["cells"][0]["rows"]] == [*METHOD_NAMES, "svd"]
     after = results(world)
     assert {key: after[key] for key in before} == before
@@ -241,7 +242,7 @@ def test_killed_in_the_middle_of_a_unit(unit, uninterrupted, world, monkeypatch)
         with pytest.raises(SimulatedCrash):
             compare(small(world))
     assert unit.removesuffix("_adapter") not in results(world)
-    compare(small(world), resume=True)
+    compare(small(world), asked=RESUME)
     assert results(world) == uninterrupted
     (attempts,) = (world.root / "cmp" / "stages").glob(f"{unit}*/attempts.json")
     assert json.loads(attempts.read_text()) == {"attempts": 2}
@@ -252,7 +253,7 @@ def test_killed_in_the_middle_of_a_unit(unit, uninterrupted, world, monkeypatch)
 def test_runs_of_other_code_are_told(world, monkeypatch):
     compare(small(world, methods=["zero_shot"], reference="zero_shot"))
     monkeypatch.setattr("grasp_lora.pipeline.comparison.worker._code", lambda: "another")
-    done = compare(small(world, methods=["zero_shot", "merged"]), resume=True)
+    done = compare(small(world, methods=["zero_shot", "merged"]), asked=RESUME)
     assert len(done.records["codes"]) == 2
     assert "made by 2 versions of the code" in done.tables
 
@@ -260,7 +261,7 @@ def test_runs_of_other_code_are_told(world, monkeypatch):
 def test_a_result_under_other_settings_is_not_taken_for_this_one(world):
     compare(small(world, methods=["zero_shot", "merged"]))
     changed = [cells(world)[0] | {"set": {"finalize.lr_decay": 0.5}}]
-    done = compare(small(world, methods=["zero_shot", "merged"], cells=changed), resume=True)
+    done = compare(small(world, methods=["zero_shot", "merged"], cells=changed), asked=RESUME)
     assert done.exit_code == RunError.exit_code
     assert len(done.records["failed"]) == 2
     assert "finalize.lr_decay: 0.85 in the run, 0.5 now" in done.records["failed"][0]["error"]
@@ -272,7 +273,7 @@ def test_a_unit_killed_before_its_settings_were_saved_starts_anew(world):
     unit = world.root / "cmp" / "stages" / "one.42.zero_shot"
     for name in ("config.yaml", "result.json", "attempts.json"):
         (unit / name).unlink()
-    done = compare(config, resume=True)
+    done = compare(config, asked=RESUME)
     assert done.exit_code == 0
     assert (unit / "config.yaml").exists()
 
@@ -313,7 +314,7 @@ def test_stopped_on_request_and_resumed(polls, uninterrupted, world, monkeypatch
             compare(small(world), heard)
     assert any("stopping" in text for text in heard.warnings)
     assert len(results(world)) < len(uninterrupted)
-    compare(small(world), resume=True)
+    compare(small(world), asked=RESUME)
     assert results(world) == uninterrupted
 
 
@@ -332,7 +333,7 @@ def test_a_failing_unit_is_told_and_the_rest_goes_on(world):
     assert "Lower the learning rate" in failed["error"]
     assert "## Failed" in done.tables
     assert any("wild, lr 0.01: failed" in text for text in heard.warnings)
-    again = compare(small(world, variants=[WILD]), resume=True)  # tried again, fails again
+    again = compare(small(world, variants=[WILD]), asked=RESUME)  # tried again, fails again
     assert again.records["failed"] == done.records["failed"]
 
 
@@ -368,42 +369,44 @@ def test_a_defect_leaves_its_traceback_and_does_not_stop_the_others(world, monke
     assert "in broken" in trace
 
 
-def test_a_process_that_dies_fails_its_units_and_the_next_ones_get_a_new_pool(world, monkeypatch):
-    made = []
+class InThisProcess:
+    """A worker process that is none: work is done at once, and one unit takes the process with it."""
 
-    class Dying:
-        """The first pool breaks while its first unit runs and refuses the next; later ones work."""
+    made = 0
 
-        def __init__(self, _jobs, mp_context, initializer, initargs):
-            made.append(self)
-            self.first = len(made) == 1
+    def __init__(self, _workers, mp_context, initializer, initargs):
+        InThisProcess.made += 1
+        self.dead = False
 
-        def submit(self, _work, unit):
-            future = Future()
-            if self.first and made[0].__dict__.setdefault("broken", False):
-                raise BrokenProcessPool("dead")
-            if self.first:
-                self.broken = True
-                future.set_exception(BrokenProcessPool("dead"))
-            else:
-                future.set_result(schedule.run_unit(unit, lambda: False))
-            return future
+    def submit(self, work, *given):
+        if self.dead:
+            raise BrokenProcessPool("dead")
+        future = Future()
+        if given and getattr(given[0], "row", None) == "zero_shot":
+            self.dead = True
+            future.set_exception(BrokenProcessPool("dead"))
+        else:
+            future.set_result(slots.run_unit(given[0], lambda: False) if work is slots._in_process else None)
+        return future
 
-        def shutdown(self, cancel_futures):
-            pass
+    def shutdown(self, wait=True, cancel_futures=False):
+        pass
 
-    monkeypatch.setattr(schedule, "ProcessPoolExecutor", Dying)
+
+def test_a_process_that_dies_fails_its_unit_alone_and_its_slot_gets_a_new_one(world, monkeypatch):
+    monkeypatch.setattr(slots, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(InThisProcess, "made", 0)
     world.adapter("en")
     world.adapter("ar")
     done = compare(
         settings(world, compare={"cells": cells(world)[:1], "seeds": [42], "jobs": 2, "reference": "ties",
-                                 "methods": ["zero_shot", "source", "ties"]},
+                                 "methods": ["zero_shot", "source", "target", "ties"]},
                  adapters__source=world.root / "en", adapters__target=world.root / "ar")
     )  # fmt: skip
-    assert len(made) == 2
+    assert InThisProcess.made == 3
     assert done.exit_code == 1
     assert ["died" in row["error"] for row in done.records["failed"]] == [True]
-    assert [row["row"] for row in done.records["cells"][0]["rows"]] == ["source", "ties"]
+    assert [row["row"] for row in done.records["cells"][0]["rows"]] == ["source", "target", "ties"]
 
 
 @pytest.mark.slow
@@ -415,7 +418,7 @@ def test_units_in_processes_give_the_same_results(world, monkeypatch):
     assert done.exit_code == 0
     assert "OMP_NUM_THREADS" not in os.environ
     found = results(world)
-    compare(settings(world, compare=section, **given), overwrite=True)
+    compare(settings(world, compare=section, **given), asked=Asked(overwrite=True))
     for key, result in results(world).items():  # another number of threads may add in another order
         assert result["scores"][0]["value"] == pytest.approx(found[key]["scores"][0]["value"], rel=1e-4)
 
@@ -442,17 +445,31 @@ def judged(dev, passes=10):
     return {"dev_loss": dev, "cost": {"token_passes": passes, "seconds": 1.0}}
 
 
-def test_only_cells_with_every_rate_choose(world):
-    config = settings(world)
-    first = cells_of(config, 42)
+def test_only_cells_with_every_rate_choose():
     tried = [Tried(cell, lr) for cell in ("one", "two") for lr in (0.1, 0.2)]
     found = {"one.0.1": judged(1.0), "one.0.2": judged(2.0), "two.0.2": judged(-9.0)}
-    (choice,) = choose(tried, found, first, (0.1, 0.2)).choices
+    choice = choose("merged", "qa", tried, found, (0.1, 0.2))
     assert (choice.lr, choice.dev_losses) == (0.1, {0.1: 1.0, 0.2: 2.0})
     assert (choice.token_passes, choice.seconds) == (20, 2.0)  # both runs at the other rate, whether they chose or not
-    none = choose(tried, {}, first, (0.1, 0.2))
-    assert none.choices == ()
-    assert none.rate("merged", "qa") == 0.1
+    assert choose("merged", "qa", tried, {}, (0.1, 0.2)) is None
+
+
+def test_a_rate_is_chosen_once_every_run_that_tries_one_has_ended():
+    tuning = Tuning((0.1, 0.2))
+    tuning.add("merged", "qa", [Tried("one", lr) for lr in (0.1, 0.2)])
+    found = {"one.0.1": judged(2.0), "one.0.2": judged(1.0)}
+    assert not tuning.settle({"one.0.1"}.__contains__, found)
+    assert tuning.rate("merged", "qa") is None
+    assert tuning.settle(found.__contains__, found)
+    assert tuning.rate("merged", "qa") == 0.2
+    assert not tuning.settle(found.__contains__, found)
+    (choice,) = tuning.choices(["merged"], ["qa"], found)
+    assert choice.lr == 0.2
+    assert tuning.choices(["merged"], ["summarization"], found) == []
+    failed = Tuning((0.1, 0.2))
+    failed.add("merged", "qa", [Tried("one", 0.1)])
+    assert failed.settle(lambda _key: True, {})
+    assert failed.rate("merged", "qa") == 0.1
 
 
 def test_without_dev_data_the_first_rate_is_taken(world):
@@ -517,17 +534,17 @@ def test_a_missing_library_is_told_before_hours_of_work(world, monkeypatch):
 def test_folders_are_respected(world):
     config = small(world, methods=["zero_shot"], reference="zero_shot")
     with pytest.raises(RunError, match="does not exist"):
-        compare(config, resume=True)
+        compare(config, asked=RESUME)
     compare(config)
     with pytest.raises(RunError, match="already holds a run"):
         compare(config)
     with pytest.raises(ConfigError, match="one of them"):
-        compare(config, resume=True, overwrite=True)
+        compare(config, asked=Asked(resume=True, overwrite=True))
     test = world.data / "test.jsonl"
     test.write_text(test.read_text().replace("test2", "Test2"))
     with pytest.raises(RunError, match=r"one\.data\.target\.test: content \w{12} in the run, \w{12} now"):
-        compare(config, resume=True)
-    assert compare(config, overwrite=True).exit_code == 0
+        compare(config, asked=RESUME)
+    assert compare(config, asked=Asked(overwrite=True)).exit_code == 0
 
 
 def test_paths_of_cells_start_at_the_root(world):

@@ -11,6 +11,9 @@ from world import write_rows
 
 from grasp_lora.baselines import METHODS
 from grasp_lora.config import load_config, parse_yaml
+from grasp_lora.pipeline.comparison.agenda import Agenda
+from grasp_lora.pipeline.comparison.parts import parts_of
+from grasp_lora.pipeline.comparison.schedule import Results
 from grasp_lora.pipeline.comparison.units import cells_of, needed_splits, rows_of
 from grasp_lora.report.comparison_page import page
 from pico import pico_rows
@@ -51,9 +54,18 @@ def test_the_demo_comparison_names_what_the_script_writes(tmp_path, monkeypatch)
     }
 
 
+def test_every_part_of_the_real_comparison_can_be_run(tmp_path):
+    parts = parts_of(load_config(SETTINGS / "real.yaml", [f"run.dir={tmp_path}"]))
+    assert [part.name for part in parts] == ["", "curves", "policies", "ablations", "micro-dev"]
+    agenda = Agenda(tmp_path, parts)
+    units = agenda.known()
+    units += agenda.more(Results(failures=dict.fromkeys(unit.key for unit in units)))
+    assert len({unit.key for unit in units}) == len(units) == agenda.size
+
+
 @pytest.fixture
 def tiny(tmp_path, pico_folder, monkeypatch):
-    """The script for real tasks with one cell, few epochs and the pico model: `tiny(part, ...)` runs it."""
+    """The script for real tasks with one cell, few epochs and the pico model: `tiny(...)` runs it."""
     module = script("real_comparison")
     tree = parse_yaml((SETTINGS / "real.yaml").read_text(encoding="utf-8"), "real.yaml")
     tree["compare"] |= {"cells": tree["compare"]["cells"][:1], "jobs": 1, "lrs": [0.001]}
@@ -62,53 +74,58 @@ def tiny(tmp_path, pico_folder, monkeypatch):
     for stage in ("train_target", "search", "finalize"):
         tree[stage]["epochs"] = 2
     tree["controller"] = {"interval": 2, "early_stop": False}
-    changed = tmp_path / "settings"
-    changed.mkdir()
-    (changed / "real.yaml").write_text(json.dumps(tree))
-    (changed / "ablations.yaml").write_text((SETTINGS / "ablations.yaml").read_text())
+    changed = tmp_path / "real.yaml"
+    changed.write_text(json.dumps(tree))
     monkeypatch.setattr(module, "SETTINGS", changed)
     counts = {"ar/train": 6, "ar/dev": 3, "ar/micro_dev": 3, "ar/test": 3, "en/train": 8, "en/dev": 3}
     for name, count in counts.items():
         write_rows(tmp_path / "data" / "qa" / f"{name}.jsonl", pico_rows(count, name.replace("/", "")))
     write_rows(tmp_path / "data" / "qa" / "ar" / "micro_dev_32.jsonl", pico_rows(32, "armicro_dev"))
 
-    def run(part, *words):
+    def run(*words):
         places = ("--backbone", pico_folder, "--data", tmp_path / "data", "--out", tmp_path / "out")
-        return run_script(module, monkeypatch, part, *places, "--seeds", 42, *words)
+        return run_script(module, monkeypatch, *places, "--seeds", 42, *words)
 
     run.out = tmp_path / "out"
     return run
 
 
 def test_the_real_comparison_runs_and_goes_on(tiny, capsys):
-    assert tiny("main", "--methods", "zero_shot,grasp_default") == 0
-    assert tiny("main", "--methods", "zero_shot,merged,grasp_default") == 0
+    assert tiny("--methods", "zero_shot,grasp_default") == 0
+    assert tiny("--methods", "zero_shot,merged,grasp_default") == 0
     assert "merged, not pruned, fine-tuned" in capsys.readouterr().out
-    records = json.loads((tiny.out / "main" / "results.json").read_text())
+    records = json.loads((tiny.out / "results.json").read_text())
     rows = {row["row"]: row for row in records["cells"][0]["rows"]}
     # Generation for those that real.yaml lists, and a difference to the recommended method for all others.
     assert set(rows["zero_shot"]["scores"]) == {"loss", "em", "f1"}
     assert set(rows["merged"]["against"]) == {"loss", "em", "f1"}
 
 
-def test_the_ablations_run(tiny):
-    assert tiny("ablations") == 0
-    records = json.loads((tiny.out / "ablations" / "results.json").read_text())
-    rows = records["cells"][0]["rows"]
-    assert len(rows) == 9
-    assert all(set(row["scores"]) == {"loss"} for row in rows)
-
-
-def test_micro_dev_is_cut_to_each_size(tiny):
-    assert tiny("micro-dev") == 0
-    records = json.loads((tiny.out / "micro-dev" / "results.json").read_text())
-    sizes = {cell["name"]: cell["rows"][0]["seeds"][0]["cost"]["labels"]["micro_dev"] for cell in records["cells"]}
-    assert sizes == {f"qa-ar-m{size}": size for size in (4, 8, 16, 32)}
-    assert len(records["adapters"]) == 2  # the cells differ in micro-dev only, so they share both adapters
+def test_all_parts_share_their_runs(tiny, tmp_path, capsys):
+    assert tiny("--no-tables", "--parts", "curves,ablations,micro-dev") == 0
+    assert capsys.readouterr().out == ""
+    assert not (tiny.out / "results.json").exists()
+    before = (tiny.out / "manifest.json").read_bytes()
+    records = tmp_path / "records"
+    assert tiny("--tables-only", "--parts", "curves,ablations,micro-dev", "--records", records) == 0
+    assert (tiny.out / "manifest.json").read_bytes() == before
+    found = {path.stem: json.loads(path.read_text()) for path in records.iterdir()}
+    assert set(found) == {"real", "real-curves", "real-ablations", "real-micro-dev"}
+    assert all(record["failed"] == [] and record["missing"] == 0 for record in found.values())
+    rows = {row["row"]: row for row in found["real-curves"]["cells"][0]["rows"]}
+    assert set(rows["grid"]["seeds"][0]["hindsight"]) == {f"p={step / 10:g}" for step in range(1, 9)}
+    assert set(rows["curve"]["seeds"][0]["hindsight"]) == {"p=0", "p=0.9", "p=0.95"}
+    assert rows["curve"]["lr"] == rows["grid"]["lr"]
+    assert len(found["real-ablations"]["cells"][0]["rows"]) == 9
+    sizes = {cell["name"]: cell["rows"][0]["seeds"][0]["cost"]["labels"]["micro_dev"]
+             for cell in found["real-micro-dev"]["cells"]}  # fmt: skip
+    assert sizes == {"qa-ar": 3, **{f"qa-ar-m{size}": size for size in (4, 8, 32)}}
+    assert len(found["real-micro-dev"]["adapters"]) == 2  # the cells differ in micro-dev only: they share both
+    assert len(list((tiny.out / "stages").glob("qa-ar.42.grasp_default.*"))) == 1
 
 
 def test_a_mistake_is_one_line_and_an_exit_code(tiny, capsys):
-    assert tiny("main", "--methods", "nothing") == 2
+    assert tiny("--methods", "nothing") == 2
     assert capsys.readouterr().err.startswith("error: compare.methods: unknown method 'nothing'")
 
 

@@ -15,3 +15,5 @@ def test_card_loads_the_embedded_backbone_by_its_folder() -> None:
     card = model_card("demo", {"task": "qa"}, "")
     assert "from grasp_lora import demo_backbone\nfrom peft import PeftModel" in card
     assert "from_pretrained(demo_backbone())" in card
+    assert "base_model:" not in card  # a hub would link it to a model of that name
+    assert "AutoPeftModelForCausalLM`, which looks for a base by its recorded name, does not find it" in card

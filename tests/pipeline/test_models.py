@@ -1,5 +1,6 @@
 """Base models: device, dtype, checkpointing, the shape without weights, what cannot be loaded."""
 
+import json
 import shutil
 import warnings
 
@@ -13,6 +14,7 @@ from grasp_lora.config import ModelConfig
 from grasp_lora.errors import ConfigError, ModelError
 from grasp_lora.pipeline import models
 from grasp_lora.pipeline.answering import answer_prompt
+from grasp_lora.pipeline.export import export_merged_model
 from grasp_lora.pipeline.models import (
     attach_peft,
     check_device,
@@ -74,6 +76,29 @@ def test_a_whole_run_on_other_families(family, tmp_path):
     loss = result.results["systems"]["grasp"]["scores"][0]["value"]
     assert loss < 6.0
     assert with_peft(world.model, result.adapter)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_merged_model_is_exact_where_the_adapter_changes_the_head(tied, tmp_path):
+    world = World(tmp_path, write_model(tmp_path / "base", tie_word_embeddings=tied))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's remark on tied heads
+        adapter = world.adapter("head", target_modules=["q_proj", "lm_head"])
+    tokens = torch.tensor([[1, 70, 71, 72]])
+    out = export_merged_model(given(world.model), adapter, tmp_path / "out")
+    with torch.no_grad():
+        bare, served = load_plain(world.model)(tokens).logits, with_peft(world.model, adapter)(tokens).logits
+        assert torch.allclose(load_plain(out)(tokens).logits, served, atol=1e-4)
+    assert not torch.allclose(bare, served, atol=1.0)
+
+
+def test_adapters_record_the_revision_of_their_base(pico_folder, tmp_path):
+    world = World(tmp_path, pico_folder)
+    result = run_pipeline(world.config(model__revision="abc123", evaluate__rivals=[], finalize__epochs=1))
+    trained = [result.folder / "stages" / f"{role}_adapter" / "adapter" for role in ("source", "target")]
+    for folder in (*trained, result.adapter):
+        recorded = json.loads((folder / "adapter_config.json").read_text())
+        assert (recorded["base_model_name_or_path"], recorded["revision"]) == (pico_folder.name, "abc123")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from world import write_model, write_rows
+from world import lines, write_model, write_rows
 
 from grasp_lora.config import parse_yaml
 from pico import pico_rows
@@ -29,7 +29,7 @@ def steps() -> list[tuple[str, str]]:
     found = []
     for language, text in re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL):
         joined = re.sub(r"\\\n\s*", " ", text)
-        found += [(language, text)] if language == "python" else [(language, line) for line in joined.splitlines()]
+        found += [(language, line) for line in joined.splitlines()] if language == "sh" else [(language, text)]
     return found
 
 
@@ -60,6 +60,9 @@ def test_the_page_from_top_to_bottom(tmp_path, monkeypatch, cli):
                 warnings.simplefilter("ignore")  # remarks of PEFT about a model without a card
                 exec(text, names)
             continue
+        if language == "csv":
+            Path("faq.csv").write_text(text, encoding="utf-8")
+            continue
         program, *words = shlex.split(text)
         assert program == "grasp-lora"
         quick = [word for item in QUICK for word in ("--set", item)] if words[0] == "run" else []
@@ -68,6 +71,9 @@ def test_the_page_from_top_to_bottom(tmp_path, monkeypatch, cli):
         if words[0] == "init":
             fill_in(Path("my.yaml"))
     assert languages.count("python") == 2
+    drawn = [row for split in ("train", "test") for row in lines(Path(f"data/faq/{split}.jsonl"))]
+    assert sorted(row["context"] for row in drawn)[0] == "Cairo lies on the Nile, in the north of Egypt."
+    assert ["Qasr al-Nil", "the Qasr al-Nil bridge"] in [row["answers"] for row in drawn]
     results = json.loads(Path("runs/mine/results.json").read_text(encoding="utf-8"))
     assert set(results["systems"]) == {"zero_shot", "source", "target", "grasp"}
     assert (len(Path("answers.jsonl").read_text(encoding="utf-8").splitlines())) == 2

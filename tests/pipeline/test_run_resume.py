@@ -1,14 +1,16 @@
 """A run that is stopped or killed anywhere and goes on ends with the same bits."""
 
 import json
+import os
+import signal
 
 import pytest
 from world import RIVALS, World, lines, tree_bytes
 
 from grasp_lora.errors import ConfigError, Interrupted, RunError
-from grasp_lora.pipeline import opening, stageio
+from grasp_lora.pipeline import keeping, opening, scoring, stageio, stages, story
 from grasp_lora.pipeline.story import run_pipeline
-from grasp_lora.runs import InterruptFlag
+from grasp_lora.runs import InterruptFlag, RunFolder
 
 CHANGES = {
     "evaluate__rivals": RIVALS,
@@ -101,6 +103,46 @@ def test_stopped_again_and_again(whole, world, monkeypatch):
             resume = True
     assert tries > 5
     same(world, expected)
+
+
+def test_terminated_before_every_stage_in_turn(whole, world, monkeypatch):
+    """A real SIGTERM, as a scheduler sends it, when each stage begins for the first time."""
+    begun, begin = [], stages.begin
+
+    def terminate(run, stage, **made_from):
+        if stage.name not in begun:
+            begun.append(stage.name)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return begin(run, stage, **made_from)
+
+    for module in (stages, keeping, scoring, story):
+        monkeypatch.setattr(module, "begin", terminate)
+    handlers, told, resume = signal.getsignal(signal.SIGTERM), [], False
+    while True:
+        try:
+            run_pipeline(world.config(**CHANGES), resume=resume)
+            break
+        except Interrupted as stopped:
+            told.append(str(stopped))
+            resume = True
+    assert told == [f"stopped before {name}; what is done is kept. Go on with --resume." for name in begun]
+    assert begun[:4] == ["source_adapter", "target_adapter", "search", "finalize"]
+    assert {"keep", "export", *(f"evaluate_{name}" for name in (*RIVALS, "grasp"))} <= set(begun)
+    assert signal.getsignal(signal.SIGTERM) is handlers
+    same(world, whole[0])
+
+
+@pytest.mark.parametrize("moment", ["write_manifest", "stage"])
+def test_killed_right_after_the_folder_was_made(moment, whole, world, monkeypatch):
+    def crash(*_args, **_settings):
+        raise SimulatedCrash
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, moment, crash)
+        with pytest.raises(SimulatedCrash):
+            run_pipeline(world.config(**CHANGES))
+    run_pipeline(world.config(**CHANGES), resume=True)
+    same(world, whole[0])
 
 
 @pytest.mark.parametrize(("stage", "step"), [("source_adapter", 1), ("search", 5), ("finalize", 5)])

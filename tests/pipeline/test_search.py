@@ -149,5 +149,15 @@ def test_micro_dev_is_held_against_dev_where_dev_is_judged(monkeypatch):
     for patience, adapter in ((None, "fresh"), (9, "fresh"), (9, "reuse")):
         seen.clear()
         found, _, _ = run(search=SEARCH | {"patience": patience}, finalize={"adapter": adapter})
-        expected = [found.outcome.dev_losses[-1]] if (patience, adapter) == (9, "fresh") else []
+        expected = (
+            [found.outcome.dev_losses[-1]] if (patience, adapter) == (9, "fresh") else []
+        )  # the last round's step
         assert [kinds["dev"] for kinds in seen if "dev" in kinds] == expected
+    seen.clear()
+    controller = {"interval": 4, "early_stop": False}
+    found, io, _ = run(search=SEARCH | {"patience": 9}, controller=controller)
+    assert (io.rows[-1]["step"], found.outcome.steps) == (16, 18)  # in the third epoch of six steps each
+    baseline = torch.tensor(io.rows[-1]["baseline"])
+    told = [kinds for kinds in seen if "dev" in kinds]
+    assert [kinds["dev"] for kinds in told] == list(found.outcome.dev_losses[1:])
+    assert [kinds["dev_error"] for kinds in told] == pytest.approx([float(baseline.std()) / 6**0.5] * 2)

@@ -112,7 +112,7 @@ def test_doctor_tells_what_is_there(cli, tmp_path):
     assert found["free_disk_bytes"] == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.2)
     assert found["demo_backbone"] == "intact"
     assert found["problems"] == []
-    assert set(found["extras"]) == set(metadata.metadata("grasp-lora").get_all("Provides-Extra")) - {"dev"}
+    assert set(found["extras"]) == set(metadata.metadata("grasp-lora").get_all("Provides-Extra")) - {"dev", "docs"}
     assert len(found["gpus"]) == torch.cuda.device_count()
     shown = cli("doctor").out
     assert torch.__version__ in shown

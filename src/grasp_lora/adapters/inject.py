@@ -11,12 +11,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import AdapterError, ModelError
 from .merge import Pair
+
+# Models that a merge stands in: their own passes are not those of the bare base model.
+_STANDING: WeakSet[nn.Module] = WeakSet()
+
+
+def carries_merge(model: nn.Module) -> bool:
+    """Return whether merged adapters stand in `model` (`Injection.stand`), so that it is not the bare base model."""
+    return model in _STANDING
 
 
 class Removable(Protocol):
@@ -95,11 +104,12 @@ class Injection:
     """Forward hooks on `modules` of `model`; `close` removes them. One injection serves training, probing and dev."""
 
     def __init__(self, model: nn.Module, modules: Iterable[str]) -> None:
-        named = dict(model.named_modules())
+        self._model, named = model, dict(model.named_modules())
         self._pass: _Pass | None = None
         self._gather: tuple[ChannelNorms, Tensor] | None = None
         self._handles: list[Removable] = []
         self._sites: list[_Site] = []
+        self._standing = False
         for name in modules:
             if name not in named:
                 self.close()
@@ -112,6 +122,9 @@ class Injection:
         """Remove all hooks; the model is again as it came."""
         for handle in self._handles:
             handle.remove()
+        if self._standing:
+            _STANDING.discard(self._model)
+        self._standing = False
         self._handles.clear()
         self._enter(None)
 
@@ -159,6 +172,8 @@ class Injection:
                 self._enter(_Pass(factors(), None, 0.0, standing=True))
 
         self._handles.append(backbone.register_forward_pre_hook(arm))
+        self._standing = True
+        _STANDING.add(self._model)
 
     @contextmanager
     def gathering(self, norms: ChannelNorms, mask: Tensor) -> Iterator[None]:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..errors import AdapterError, ConfigError, nearest
 from .discover import suffixes
+from .peft_base import check_base
 from .peft_config import CONFIG_FILE, WEIGHTS_FILE, AdapterConfig, locate_adapter, read_config
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -26,6 +27,7 @@ PEFT_PREFIX = "base_model.model."
 WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.")
 KEY = re.compile(r"(?P<module>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 VARIANT_KEYS = {
+    ".base_layer.weight": "weights of the base model (save_pretrained takes save_embedding_layers=False)",
     "lora_embedding_": "an adapter of an embedding, which is not linear",
     "lora_magnitude_vector": "DoRA",
     "lora_bias": "a bias of the update",
@@ -67,6 +69,7 @@ def load_adapter(
     *,
     name: str,
     base_id: str | None = None,
+    base_revision: str | None = None,
     head: str | None = None,
     allow_other_base: bool = False,
 ) -> AdapterFactors:
@@ -75,12 +78,12 @@ def load_adapter(
     `shapes` may come from a model on the meta device (`discover.module_shapes`); `head` names the output head
     among them, which `all-linear` does not mean. `base_id` is the name or path of the base model: its last
     part must be that of the base the adapter was trained on, because an adapter of another base of the same
-    shape would load without a word; `allow_other_base` accepts it. Raises `AdapterError` for everything that
-    keeps the adapter from being used.
+    shape would load without a word; `allow_other_base` accepts it, and another `base_revision` is only told. Raises
+    `AdapterError` for everything that keeps the adapter from being used.
     """
     folder, origin = locate_adapter(source)
     config = read_config(folder, origin)
-    notices = check_base(config, origin, base_id, allow_other_base)
+    notices = check_base(config, origin, base_id, base_revision, allow_other_base)
     parts = _sort_keys(_read_tensors(_weights_file(folder, origin), origin), origin)
     move, notice = _align(parts, shapes, origin)
     modules: dict[str, Factor] = {}
@@ -101,35 +104,13 @@ def content_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def base_label(name_or_path: str) -> str:
-    """Return the last part of a model's name or path in lower case (in the hub cache: the model's name)."""
-    parts = [part for part in name_or_path.replace("\\", "/").split("/") if part]
-    cached = [part.split("--")[-1] for part in parts if part.startswith("models--")]
-    return (cached or parts or [""])[-1].lower()
-
-
-def check_base(config: AdapterConfig, origin: str, base_id: str | None, allow_other_base: bool) -> tuple[str, ...]:
-    """Compare the adapter's own base with `base_id` and return notices, or raise `AdapterError`."""
-    trained = config.base_model_name_or_path
-    if trained is None:
-        return (f"adapter '{origin}' does not name its base model; only names and shapes were checked.",)
-    if base_id is None:
-        return (f"adapter '{origin}' was trained on {_shown(trained)}; the base in use has no name.",)
-    if base_label(trained) == base_label(base_id):
-        return ()
-    if allow_other_base:
-        return (f"adapter '{origin}' was trained on {_shown(trained)}, not {_shown(base_id)}: allowed.",)
-    raise AdapterError(
-        f"adapter '{origin}': base_model_name_or_path is {_shown(trained)}, but the base model in use is "
-        f"{_shown(base_id)}. Use the adapter's own base; if it is the same model under another name, "
-        "allow it with --set adapters.allow_other_base=true."
-    )
-
-
-def _shown(name: str) -> str:
-    """A hub id as it is; of a path only the last part, since messages are recorded."""
-    is_hub_id = name.count("/") <= 1 and "\\" not in name and not name.startswith(("/", ".", "~"))
-    return f"'{name if is_hub_id else base_label(name)}'"
+def factors_hash(modules: Mapping[str, Factor]) -> str:
+    """Return the SHA-256 over names, scalings and values of factors that no folder holds, as hexadecimal text."""
+    digest = hashlib.sha256()
+    for name, factor in sorted(modules.items()):
+        digest.update(f"{name}\0{tuple(factor.A.shape)}\0{factor.scaling!r}\0".encode())
+        digest.update(torch.cat([factor.A.flatten(), factor.B.flatten()]).detach().double().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _weights_file(folder: Path, origin: str) -> Path:

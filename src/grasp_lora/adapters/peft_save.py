@@ -24,6 +24,13 @@ from .peft_config import CONFIG_FILE, WEIGHTS_FILE
 
 CARD_FILE = "README.md"
 
+# What every PEFT since 0.9 knows. Older ones than the one that writes refuse a folder for a field that they do not
+# know, be it off, and all fields that are left out are off by default.
+WRITTEN = (
+    *("r", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out", "lora_dropout", "init_lora_weights"),
+    *("modules_to_save", "layers_to_transform", "layers_pattern", "bias", "use_dora", "auto_mapping", "inference_mode"),
+)
+
 Pairs = Mapping[str, tuple[Tensor, Tensor]]
 
 
@@ -109,13 +116,9 @@ def _storable(tensor: Tensor) -> Tensor:
 
 def _peft_settings(modules: list[str], rank: int, alpha: float) -> dict[str, object]:
     """PEFT's own record of the adapter. Full names: an ending could mean further modules of another model."""
-    made = peft.LoraConfig(
-        r=rank,
-        target_modules=modules,
-        task_type="CAUSAL_LM",
-        inference_mode=True,
-    )
-    settings: dict[str, object] = made.to_dict()  # type: ignore[no-untyped-call]
+    made = peft.LoraConfig(r=rank, target_modules=modules, task_type="CAUSAL_LM", inference_mode=True)
+    every: dict[str, object] = made.to_dict()  # type: ignore[no-untyped-call]
+    settings = {key: every[key] for key in WRITTEN}
     names = {"target_modules": modules, "peft_type": "LORA", "task_type": "CAUSAL_LM"}
     return {**settings, **names, "lora_alpha": _whole(alpha)}
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from ..config import Config, ControllerConfig
 from .method import Method, MethodContext, MethodResult, register
+from .recommended import with_recommended
 
 SECTION = "https://arxiv.org/abs/2601.06702, section 3"
 
@@ -33,6 +35,14 @@ def _grasp(context: MethodContext, *, preset: str, adapter: str) -> MethodResult
     return MethodResult(final.bank, found.ratio, found.interval, details=found.details)
 
 
+def _recommended(context: MethodContext) -> MethodResult:
+    source, *rest = context.adapters
+    config = with_recommended(context.config)
+    tuned = context.bench.train("rival_sequential", source, config=config)
+    found, final = context.bench.grasp([replace(tuned, name=source.name), *rest], config)
+    return MethodResult(final.bank, found.ratio, found.interval, details=found.details)
+
+
 def _method(name: str, title: str, formula: str, preset: str, adapter: str = "fresh") -> Method:
     make = partial(_grasp, preset=preset, adapter=adapter)
     return Method(name, title, formula, SECTION, ("train", "dev", "micro_dev"), "all", make, runs=True, prunes=True)
@@ -44,5 +54,10 @@ register(
     _method(
         "grasp_reuse", "GRASP default, adapter reused", "preset `default`; the search goes on at what it learned",
         "default", "reuse",
+    ),
+    Method(
+        "grasp_recommended", "GRASP recommended", "ratio and weights of target and sequential, by probes alone; "
+        "a final run, or none where dev says so", SECTION, ("train", "dev", "micro_dev"), "all", _recommended,
+        runs=True, prunes=True,
     ),
 )  # fmt: skip

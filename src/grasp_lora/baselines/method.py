@@ -56,8 +56,8 @@ class Workbench(Protocol):
     def folder(self) -> Path:
         """Folder of the method's own files, such as the storage of an optimizer."""
 
-    def train(self, name: str, start: AdapterFactors) -> AdapterFactors:
-        """Fine-tune one adapter on the target's train split, from `start`, with the settings of `train_target`."""
+    def train(self, name: str, start: AdapterFactors, *, config: Config | None = None) -> AdapterFactors:
+        """Fine-tune one adapter on the target's train split, from `start`, with `train_target` (of `config`)."""
 
     def finalize(
         self, name: str, adapters: Sequence[AdapterFactors], where: float | MergePoint,
@@ -110,6 +110,7 @@ class Method:
     `labels` are the splits whose labels it uses, `uses` the adapters it is made from, `runs` whether it trains after
     the adapters are there (and so has a learning rate of its own), `prunes` whether entries are ranked: importances
     other than magnitude then take their first statistics from micro-dev. `extra`: it needs the extra `baselines`.
+    `rate_of` names the method that it is a measurement of: it takes that one's learning rate and is no rival.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Method:
     runs: bool = False
     prunes: bool = False
     extra: bool = False
+    rate_of: str | None = None
 
     def splits(self, config: Config) -> tuple[Label, ...]:
         """Return the target's splits that the method is given under `config`."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ..adapters.bank import AdapterBank
 from ..adapters.peft_load import AdapterFactors
 from ..config import MergeConfig
 from ..training.setup import Setup
 from .method import Method, MethodContext, MethodResult, register
+from .recommended import with_recommended
 
 # One adapter by itself: its own product, scaling folded in.
 ALONE = MergeConfig(rule="sum_deltas")
 PAPER = "https://arxiv.org/abs/2601.06702"
 LORA = "https://arxiv.org/abs/2106.09685"
+SOUPS = "https://arxiv.org/abs/2203.05482"
 MIYANO = "https://arxiv.org/abs/2505.24174"
 
 
@@ -31,6 +35,13 @@ def _one(context: MethodContext) -> MethodResult:
 def _sequential(context: MethodContext) -> MethodResult:
     tuned = context.bench.train("rival_sequential", context.adapters[0])
     return MethodResult(alone(context.setup, tuned))
+
+
+def _average(context: MethodContext) -> MethodResult:
+    source, target = context.adapters[:2]
+    tuned = context.bench.train("rival_sequential", source)
+    setup = replace(context.setup, config=with_recommended(context.config))
+    return MethodResult(setup.bank([replace(tuned, name=source.name), target, *context.adapters[2:]]))
 
 
 def _merged(context: MethodContext) -> MethodResult:
@@ -58,6 +69,10 @@ register(
     Method(
         "sequential", "target fine-tuned from source", "the source adapter, trained on with `train_target`", LORA,
         ("train", "dev"), "source", _sequential, runs=True,
+    ),
+    Method(
+        "average", "target and sequential averaged", "mean of the two updates, nothing trained after it", SOUPS,
+        ("train", "dev"), "all", _average, runs=True,
     ),
     Method(
         "merged", "merged, not pruned, fine-tuned", "final run at p = 0", f"{PAPER}, section 3",

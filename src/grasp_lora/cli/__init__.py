@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ..errors import GraspError, exit_codes
-from . import compare, controller, data, report, setup, stages, story
+from . import bench, compare, controller, data, report, setup, stages, story
 from .options import out
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.add_typer(stages.app)
 app.add_typer(report.app)
 app.add_typer(controller.app)
 app.add_typer(compare.app)
+app.add_typer(bench.app)
 app.add_typer(data.app, name="data", help="Prepare data.")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.table import Table
 from ..adapters.point import MergePoint
 from ..pipeline.accounts import score_cell
 from ..pipeline.checks import Finding
+from ..pipeline.costs import Prediction
 from ..pipeline.plan import Plan
 from ..pipeline.story import RunResult
 from ..report import Report
@@ -148,16 +148,6 @@ def _show_diagnostic(found: Mapping[str, str]) -> None:
     console.print(f"    what to change: {found['advice']}", markup=False)
 
 
-def show_facts(facts: Mapping[str, Any], as_json: bool) -> None:
-    """Print a stage's result, one fact a line."""
-    if as_json:
-        print_json(facts)
-        return
-    for name, value in facts.items():
-        shown = json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list)) else str(value)
-        _console().print(f"{name}: {shown}", markup=False)
-
-
 def show_findings(findings: Sequence[Finding], as_json: bool) -> None:
     """Print the findings of `validate`."""
     if as_json:
@@ -166,8 +156,8 @@ def show_findings(findings: Sequence[Finding], as_json: bool) -> None:
         return
     for finding in findings:
         mark = "[bold red]error[/]" if finding.error else "[green]ok[/]"
-        _console().print(f"{mark} {finding.what}: ", end="")
-        _console().print(str(finding.error) if finding.error else finding.seen, markup=False)
+        _console().print(f"{mark} ", end="")
+        _console().print(finding.sentence, markup=False)
 
 
 def show_plan(plan: Plan, as_json: bool) -> None:
@@ -175,15 +165,40 @@ def show_plan(plan: Plan, as_json: bool) -> None:
     if as_json:
         print_json(dataclasses.asdict(plan))
         return
-    rows = [[s.name, str(s.steps), f"{s.trained:,}", f"{s.forward:,}", f"{s.token_passes:,}"] for s in plan.stages]
+    found = plan.prediction.stages if plan.prediction else {}
+    rows = [
+        [
+            s.name, str(s.steps), f"{s.trained:,}", f"{s.forward:,}", f"{s.token_passes:,}",
+            _range(found[s.name]) if s.name in found else "-",
+        ]
+        for s in plan.stages
+    ]  # fmt: skip
     console = _console()
-    console.print(_table(["stage", "optimizer steps", "examples trained", "examples forward", "token passes"], rows))
+    columns = ["stage", "optimizer steps", "examples trained", "examples forward", "token passes", "seconds"]
+    console.print(_table(columns, rows))
     console.print(
         f"base model {plan.parameters / 1e6:,.1f}M parameters, {plan.trainable:,} trainable; "
         f"estimated peak memory {plan.memory / 2**30:.2f} GiB"
     )
+    if plan.prediction:
+        _show_prediction(plan.prediction)
     for warning in plan.warnings:
         console.print(f"warning: {warning}", markup=False)
+
+
+def _show_prediction(found: Prediction) -> None:
+    if found.why_not is not None:
+        _console().print(f"seconds are not predicted: {found.why_not}", markup=False)
+        return
+    _console().print(
+        f"all stages {_range(found.total)} s if none stops early, loading and deployment figures not counted "
+        f"({found.source}; that took {found.measuring_s:.1f} s)",
+        markup=False,
+    )
+
+
+def _range(seconds: tuple[float, float]) -> str:
+    return " to ".join(f"{value:,.0f}" if value >= 10 else f"{value:.2g}" for value in seconds)
 
 
 def show_report(report: Report, as_json: bool) -> None:

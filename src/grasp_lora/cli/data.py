@@ -25,6 +25,7 @@ def data_prepare(
 ) -> None:
     """Draw paper-sized splits by context or document, so that no text is in two of them."""
     from ..pipeline.preparing import prepare_splits
-    from .console import show_facts
+    from .facts import show_splits
 
-    show_facts(prepare_splits(inputs, task, sizes, out, seed, field or [], overwrite), as_json)
+    manifest = prepare_splits(inputs, task, sizes, out, seed, field or [], overwrite)
+    show_splits(manifest, str(out), as_json)

@@ -36,12 +36,16 @@ ReportTo = Annotated[
         autocompletion=lambda: list(get_args(TrackerName)),
     ),
 ]
+BenchRecord = Annotated[
+    Path | None,
+    typer.Option(help="With --dry-run: predict seconds from this record of `bench`, not from a measurement."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")]
 ScoredAdapter = Annotated[str | None, typer.Option(help="Score this PEFT folder alone instead of the run's systems.")]
 AnsweringAdapter = Annotated[
     str | None, typer.Option(help="PEFT folder or hub id; without one the bare base model answers.")
 ]
-Inputs = Annotated[list[str], typer.Argument(help="Files (JSONL, CSV, Parquet, SQuAD JSON) or hf:NAME[:CONFIG]:SPLIT.")]
+Inputs = Annotated[list[str], typer.Argument(help="JSONL, CSV, TSV, Parquet, SQuAD JSON, or hf:NAME[:CONFIG]:SPLIT.")]
 Sizes = Annotated[str, typer.Option(help="target, source-qa, source-summarization, or train=50,dev=50,...")]
 
 

@@ -22,9 +22,9 @@ def init(
 ) -> None:
     """Write a commented configuration to fill in, with every setting and its default."""
     from ..pipeline.initial import write_template
-    from .console import show_facts
+    from .facts import show_template
 
-    show_facts(write_template(task, language, out, overwrite=overwrite), as_json)
+    show_template(write_template(task, language, out, overwrite=overwrite), as_json)
 
 
 @app.command()

@@ -81,7 +81,7 @@ def train_adapter(
 ) -> None:
     """Train the source or the target adapter alone."""
     from ..pipeline.stages import ADAPTER, adapter_stage
-    from .console import show_facts
+    from .facts import show_facts
 
     check_choice("--role", role, ("source", "target"))
     resolved = read_config(config, sets, report_to)
@@ -109,12 +109,12 @@ def search(
 ) -> None:
     """Learn the prune ratio; adapters come from the configuration or from earlier stages of the run folder."""
     from ..pipeline.checks import required_splits
-    from ..pipeline.stages import all_adapters, search_stage
+    from ..pipeline.stages import all_adapters, members, search_stage
     from .console import show_search
 
     resolved = read_config(config, sets, report_to)
     stage = _Stage(resolved, quiet, overwrite, resume, required_splits(resolved), ["search"])
-    show_search(stage.run(lambda opened: search_stage(opened, all_adapters(opened))), as_json)
+    show_search(stage.run(lambda opened: search_stage(opened, members(opened, all_adapters(opened)))), as_json)
 
 
 @app.command()
@@ -131,8 +131,8 @@ def finalize(
     """Prune the merge at one ratio and fine-tune it."""
     from ..pipeline.checks import required_splits
     from ..pipeline.finalize import check_ratio
-    from ..pipeline.stages import all_adapters, final_stage, learned_point
-    from .console import show_facts
+    from ..pipeline.stages import all_adapters, final_stage, learned_point, members
+    from .facts import show_facts
 
     if ratio is not None:
         check_ratio(ratio)
@@ -143,7 +143,7 @@ def finalize(
             learned_point(opened)
 
     def work(opened: Run) -> dict[str, Any]:
-        final = final_stage(opened, all_adapters(opened), ratio)
+        final = final_stage(opened, members(opened, all_adapters(opened)), ratio)
         return {
             "ratio": final.ratio,
             "point": final.point.to_dict(),
@@ -224,7 +224,7 @@ def export(
     """Write the run's final adapter as a plain PEFT folder (and sparse file, and merged model if asked)."""
     from ..pipeline.stages import require_final
     from ..pipeline.story import export_finished
-    from .console import show_facts
+    from .facts import show_facts
 
     stage = _Stage(read_config(config, sets), quiet, overwrite, resume, [], ["keep", "export", "deployment"])
     show_facts(stage.run(export_finished, first=require_final), as_json)

@@ -6,6 +6,7 @@ import typer
 
 from .options import (
     AsJson,
+    BenchRecord,
     ConfigFile,
     DryRun,
     Overwrite,
@@ -28,6 +29,7 @@ def run(
     config: ConfigFile = None,
     sets: Sets = None,
     dry_run: DryRun = False,
+    bench_record: BenchRecord = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     report_to: ReportTo = None,
@@ -36,7 +38,7 @@ def run(
     print_config: PrintConfig = False,
 ) -> None:
     """Adapters, merge, search, final run, evaluation and export in one go."""
-    from ..pipeline.plan import make_plan
+    from ..pipeline.prediction import predicted_plan
     from ..pipeline.story import run_pipeline
     from ..runs import make_progress
     from .console import show_plan, show_result
@@ -45,7 +47,7 @@ def run(
     if shown(resolved, print_config, as_json):
         return
     if dry_run:
-        show_plan(make_plan(resolved), as_json)
+        show_plan(predicted_plan(resolved, bench_record), as_json)
         return
     result = run_pipeline(resolved, make_progress(quiet), resume=resume, overwrite=overwrite, command=command_line())
     show_result(result, as_json)

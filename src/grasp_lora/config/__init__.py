@@ -1,8 +1,9 @@
 """Settings: what there is (`sections`) and how it is read and written (`files`)."""
 
 from .base import Ratio, Section
-from .compare import CellConfig, CompareConfig, VariantConfig
+from .compare import CellConfig, CompareConfig, PartConfig, VariantConfig
 from .files import build_config, load_config, parse_overrides, parse_yaml, setting_names, to_dict, to_yaml
+from .recipes import RECIPES, recipe_settings
 from .sections import (
     METRICS,
     AdaptersConfig,
@@ -33,12 +34,45 @@ from .sections import (
 from .template import template
 
 __all__ = [
-    "METRICS", "AdaptersConfig", "CellConfig", "CompareConfig", "Config", "ControllerConfig", "DataConfig",
-    "EvaluateConfig", "ExportConfig",
+    "METRICS",
+    "RECIPES",
+    "AdaptersConfig",
+    "CellConfig",
+    "CompareConfig",
+    "Config",
+    "ControllerConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "ExportConfig",
     "FinalizeConfig",
-    "Importance", "LoraConfig", "MergeConfig", "MergeRule", "MetricName", "ModelConfig", "Policy", "PruneConfig",
-    "Ratio", "Rival",
-    "RunConfig", "Scope", "SearchConfig", "Section", "SpeedConfig", "SplitFiles", "TaskConfig", "TrackerName",
-    "TrainingConfig", "VariantConfig",
-    "build_config", "load_config", "parse_overrides", "parse_yaml", "setting_names", "template", "to_dict", "to_yaml",
+    "Importance",
+    "LoraConfig",
+    "MergeConfig",
+    "MergeRule",
+    "MetricName",
+    "ModelConfig",
+    "PartConfig",
+    "Policy",
+    "PruneConfig",
+    "Ratio",
+    "Rival",
+    "RunConfig",
+    "Scope",
+    "SearchConfig",
+    "Section",
+    "SpeedConfig",
+    "SplitFiles",
+    "TaskConfig",
+    "TrackerName",
+    "TrainingConfig",
+    "VariantConfig",
+    "build_config",
+    "load_config",
+    "parse_overrides",
+    "parse_yaml",
+    "recipe_settings",
+    "setting_names",
+    "template",
+    "to_dict",
+    "to_yaml",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ def _is_ratio(value: float) -> float:
 
 Ratio = Annotated[float, AfterValidator(_is_ratio)]
 PositiveInt = Annotated[int, Field(ge=1)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 

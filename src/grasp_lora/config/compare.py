@@ -37,6 +37,30 @@ class VariantConfig(Section):
     name: Name
     method: str
     set: dict[str, Any] = Field(default_factory=dict, description="settings, e.g. {controller.anchor: 0}")
+    rate_of: str | None = Field(None, description="row whose learning rate it takes; default: it has one of its own")
+
+
+class PartConfig(Section):
+    """A further table over the same runs: its own rows, and cells where they differ."""
+
+    name: Name
+    methods: tuple[str, ...] = Field(min_length=1)
+    variants: tuple[VariantConfig, ...] = ()
+    cells: tuple[CellConfig, ...] = Field((), description="default: those of compare.cells")
+    reference: str | None = Field(None, description="default: compare.reference")
+
+    @model_validator(mode="after")
+    def _unique(self) -> Self:
+        _require_unique(f"compare.parts: {self.name}: ", self)
+        return self
+
+
+def _require_unique(where: str, section: CompareConfig | PartConfig) -> None:
+    rows = (*section.methods, *(variant.name for variant in section.variants))
+    for what, names in (("rows", rows), ("cells", [cell.name for cell in section.cells])):
+        twice = sorted({str(name) for name in names if list(names).count(name) > 1})
+        if twice:
+            raise ValueError(f"{where}{what} are named twice: {', '.join(twice)}")
 
 
 class CompareConfig(Section):
@@ -60,10 +84,15 @@ class CompareConfig(Section):
         None, description="methods scored by generation too; the others by loss only; default: all"
     )
 
+    parts: tuple[PartConfig, ...] = Field((), description="further tables over the same runs, in order of importance")
+    time_limit: Positive | None = Field(
+        None, description="seconds after which no run is started any more; what is done is kept and shown"
+    )
+
     @model_validator(mode="after")
     def _unique(self) -> Self:
-        rows = (*self.methods, *(variant.name for variant in self.variants))
-        for what, names in (("rows", rows), ("cells", [cell.name for cell in self.cells]), ("seeds", self.seeds)):
+        _require_unique("", self)
+        for what, names in (("seeds", self.seeds), ("parts", [part.name for part in self.parts])):
             twice = sorted({str(name) for name in names if list(names).count(name) > 1})
             if twice:
                 raise ValueError(f"{what} are named twice: {', '.join(twice)}")

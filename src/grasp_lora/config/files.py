@@ -19,6 +19,7 @@ from ruamel.yaml.error import YAMLError
 
 from ..errors import ConfigError, nearest
 from .base import Section
+from .recipes import recipe_settings
 from .sections import Config
 
 
@@ -135,7 +136,7 @@ def build_config(tree: Mapping[str, Any]) -> Config:
     defaults = Config().model_dump()
     try:
         # Section defaults that differ from their type's (train_source.epochs) must survive a partial section.
-        return Config.model_validate(_deep_merge(defaults, tree))
+        return Config.model_validate(_deep_merge(_deep_merge(defaults, recipe_settings(tree)), tree))
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
 

@@ -6,8 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from .base import NonNegative, Positive, PositiveInt, Ratio, Section
+from .base import NonNegative, NonNegativeInt, Positive, PositiveInt, Ratio, Section
 from .compare import CompareConfig
+from .recipes import Recipe
 
 MergeRule = Literal["sum_factors", "sum_deltas"]
 Importance = Literal["magnitude", "activation", "sensitivity"]
@@ -50,7 +51,7 @@ class TaskConfig(Section):
 
 
 class SplitFiles(Section):
-    """Files of one language (JSONL, CSV, Parquet or SQuAD-format JSON), or `hf:NAME[:CONFIG]:SPLIT`."""
+    """Files of one language (JSONL, CSV, TSV, Parquet or SQuAD-format JSON), or `hf:NAME[:CONFIG]:SPLIT`."""
 
     train: str | None = Field(None, description="trained on")
     dev: str | None = Field(None, description="picks the best epoch; without it the last one is kept")
@@ -85,6 +86,10 @@ class AdaptersConfig(Section):
     source: str | None = Field(None, description="PEFT folder or hub id")
     target: str | None = Field(None, description="PEFT folder or hub id")
     others: tuple[str, ...] = Field((), description="further PEFT folders or hub ids, merged after the two")
+    continue_source: bool = Field(
+        False,
+        description="merge the source adapter fine-tuned on the target data (as train_target says), not itself",
+    )
     allow_other_base: bool = Field(False, description="accept an adapter that names another base model")
 
 
@@ -106,6 +111,9 @@ class TrainingConfig(Section):
 class SearchConfig(TrainingConfig):
     """The controller run: the merged adapters are trained on the target data while ratios are probed."""
 
+    epochs: NonNegativeInt = Field(
+        10, description="passes over the training examples, at most; 0: probe the merge as it is, train nothing"
+    )
     lr_decay: Positive = 0.85
     patience: PositiveInt | None = Field(
         None, description="needs dev data when set; the controller itself never sees it"
@@ -122,6 +130,9 @@ class FinalizeConfig(TrainingConfig):
     )
     mask: Literal["static", "dynamic"] = Field("static", description="dynamic: selected again after every update")
     importance: Importance | None = Field(None, description="default prune.importance, as in the search")
+    keep_start: bool = Field(
+        False, description="dev may also choose the pruned merge before any training, like one more epoch"
+    )
     keep: Literal["grasp", "best"] = Field(
         "grasp", description="what is exported; best: a simple rival instead when its dev loss is lower"
     )
@@ -130,6 +141,9 @@ class FinalizeConfig(TrainingConfig):
 class SpeedConfig(Section):
     """What saves time and changes results by rounding only (docs/performance.md)."""
 
+    static_cache: bool = Field(
+        True, description="generation on a GPU: a cache of fixed size, and the step of one token captured once"
+    )
     pack_accumulation: bool = Field(
         True, description="run an update's examples, sorted by length, in as few passes as tokens_per_pass allows"
     )
@@ -242,6 +256,7 @@ class RunConfig(Section):
 
     dir: str | None = Field(None, description="run folder; default runs/<task>-<language>-<seed>")
     checkpoint_every: PositiveInt = Field(50, description="optimizer steps between checkpoints")
+    tokens: str | None = Field(None, description="folder that keeps token sequences, for many runs over the same files")
     report_to: tuple[TrackerName, ...] = Field((), description="experiment trackers; the command line's --report-to")
 
 
@@ -249,6 +264,11 @@ class Config(Section):
     """The whole configuration of a run."""
 
     seed: int = 42
+    recipe: Recipe = Field(
+        "paper",
+        description="settings laid under all others; recommended: what measured best (docs/results.md), "
+        "paper: the published method with this project's controller",
+    )
     model: ModelConfig = ModelConfig()
     task: TaskConfig = TaskConfig()
     data: DataConfig = DataConfig()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -223,6 +222,7 @@ class Controller:
         fitted = EstimateSettings(
             self.settings.bounds,
             plateau=self._plateau,
+            start=tuple(min(max(axis.start, axis.low), axis.high) for axis in self.settings.axes),
             next_round=last + 2 * STRIDE,
             next_points=policy.truncated_samples(self.state, self.settings, rng, AHEAD),
         )
@@ -249,17 +249,13 @@ class Controller:
             self._stop = f"{enough}; {spent(len(self.history), self.budget)}"
 
     def observe(self, **seen: float | None) -> None:
-        """Note what only the training loop knows: flips, cleared (shares of entries), micro, train, dev (losses)."""
+        """Note what only the training loop knows: shares of entries, losses and their errors (`Observations`)."""
         self.observations = self.observations.add(**seen)
 
     def diagnostics(self) -> list[Diagnostic]:
         """Return what looks wrong so far, each with what was seen, why it matters and what to change."""
         answer = self.estimate() if len(self.history) else None
-        spread = None
-        if len(self.history) and len(self.history.losses[0]) > 1:
-            losses = np.asarray(self.history.losses[0])
-            spread = float(losses.std(ddof=1) / math.sqrt(len(losses)))
-        return diagnose(self.settings, self._decisions, answer, spread, self.observations)
+        return diagnose(self.settings, self._decisions, answer, self.observations)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue identically, as JSON types."""

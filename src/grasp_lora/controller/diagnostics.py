@@ -42,14 +42,20 @@ class Observations:
     """What only the training loop knows, one number per call and kind.
 
     `flips`: share of mask entries that a commit changed. `cleared`: share of entries whose optimizer state it cleared.
-    `micro`, `train`, `dev`: mean losses in nats of those splits, micro and train in the same rounds.
+    `start`, `micro`: mean micro-dev losses (nats) before any training and in the later rounds; `train`: of the steps
+    since the last round, each seen before its update; `dev`: of the epochs' ends on both sides of the last of `micro`.
+    `micro_error`, `train_error` and `dev_error` are the standard errors of such means over examples.
     """
 
     flips: tuple[float, ...] = ()
     cleared: tuple[float, ...] = ()
+    start: tuple[float, ...] = ()
     micro: tuple[float, ...] = ()
+    micro_error: tuple[float, ...] = ()
     train: tuple[float, ...] = ()
+    train_error: tuple[float, ...] = ()
     dev: tuple[float, ...] = ()
+    dev_error: tuple[float, ...] = ()
 
     def add(self, **seen: float | None) -> Observations:
         """Append the given values; raises `TypeError` for a kind that does not exist."""
@@ -70,7 +76,6 @@ def diagnose(
     settings: Settings,
     decisions: Sequence[Decision],
     estimate: Estimate | None,
-    example_spread: float | None,
     seen: Observations,
 ) -> list[Diagnostic]:
     """Return every finding.
@@ -79,7 +84,6 @@ def diagnose(
         settings: bounds and steps of the run.
         decisions: all rounds so far.
         estimate: the present answer, None before the first round.
-        example_spread: standard error (nats) of a micro-dev mean loss over its examples, None if not known.
         seen: what the training loop reported.
 
     """
@@ -89,7 +93,7 @@ def diagnose(
         _alike(settings, decisions, estimate),
         _thrashing(seen),
         _clearing(seen),
-        _unrepresentative(seen, example_spread),
+        _unrepresentative(seen),
         _uncertain(settings, estimate),
     ]
     return [diagnostic for diagnostic in found if diagnostic is not None]
@@ -199,22 +203,36 @@ def _clearing(seen: Observations) -> Diagnostic | None:
     )
 
 
-def _unrepresentative(seen: Observations, example_spread: float | None) -> Diagnostic | None:
-    if not seen.micro or not example_spread:
+def _unrepresentative(seen: Observations) -> Diagnostic | None:
+    """Hold micro-dev against dev, and against the first training losses, in units of the difference's standard error.
+
+    Losses of the same state are never at hand, so micro-dev has to lie outside of what the other split had on both
+    sides of it. The adapters may know the training examples by heart from before the merge, so only a micro-dev that is
+    easier than they are says anything.
+    """
+    if not seen.micro or not seen.micro_error:
         return None
-    # Training examples are soon learned by heart, so train can be held against micro-dev in the first round only.
-    pairs = [("dev", seen.micro[-1], seen.dev[-1:]), ("first train", seen.micro[0], seen.train[:1])]
-    for name, micro, losses in pairs:
-        if losses and abs(micro - losses[0]) > MISFIT_ERRORS * example_spread:
-            return Diagnostic(
-                "micro_dev_unrepresentative",
-                "warning",
-                f"the micro-dev loss {micro:.3f} is {abs(micro - losses[0]) / example_spread:.1f} standard errors from "
-                f"the {name} loss {losses[0]:.3f}",
-                "a slice unlike the rest of the data points to its own best ratio, not to the task's",
-                "draw another micro-dev slice, or a larger one with data.micro_dev_size",
-            )
+    if seen.dev and seen.dev_error:
+        micro, error = seen.micro[-1], math.hypot(seen.micro_error[-1], seen.dev_error[-1])
+        nearest = min(max(micro, min(seen.dev)), max(seen.dev))
+        if abs(micro - nearest) > MISFIT_ERRORS * error:
+            return _unlike("dev", micro, nearest, error)
+    if seen.start and seen.train and seen.train_error:
+        micro, error = max(seen.start[0], seen.micro[0]), math.hypot(seen.micro_error[0], seen.train_error[0])
+        if seen.train[0] - micro > MISFIT_ERRORS * error:
+            return _unlike("first training", micro, seen.train[0], error)
     return None
+
+
+def _unlike(other: str, micro: float, loss: float, error: float) -> Diagnostic:
+    return Diagnostic(
+        "micro_dev_unrepresentative",
+        "warning",
+        f"the micro-dev loss {micro:.3f} is {abs(micro - loss) / error:.1f} standard errors of the difference from the "
+        f"{other} loss {loss:.3f}",
+        "a slice unlike the rest of the data points to its own best ratio, not to the task's",
+        "draw another micro-dev slice, or a larger one with data.micro_dev_size",
+    )
 
 
 def _uncertain(settings: Settings, estimate: Estimate | None) -> Diagnostic | None:

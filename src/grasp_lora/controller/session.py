@@ -27,7 +27,8 @@ class RatioSearch:
     """A training callback that runs the controller: it probes every `interval` steps and prunes at what it commits.
 
     `axes` say what the coordinates of the controller's points mean. With `hold_from`, the run does not end when the
-    answer stands: the answer is committed then, at the latest after step `hold_from`, and training goes on there.
+    answer stands: the answer is committed then, at the latest after step `hold_from`, and training goes on there. With
+    `at_once` set, nothing is trained: so many rounds follow the first at the start, unless the answer stands before.
 
     In `preset: released` the ranking of the first round is kept for ever and gradients of pruned entries are left
     alone (algorithm.md, points 6 and 7); otherwise the ranking is made anew in each round and gradients are masked.
@@ -46,6 +47,8 @@ class RatioSearch:
         hold_from: int | None = None,
     ) -> None:
         self._axes, self._hold_from, self.held = tuple(axes), hold_from, False
+        self.at_once = 0
+        self._known: tuple[tuple[float, ...], Tensor] | None = None  # the last baseline and where it was measured
         self._bank, self._selector, self._probe = bank, selector, probe
         self.controller, self._config, self._record = controller, config, record
         self._released = config.preset == "released"
@@ -65,6 +68,12 @@ class RatioSearch:
     def start(self) -> None:
         """Probe right after the merge, if the preset does so: the landscape is deepest there."""
         self._round(0, 0)
+        for index in range(1, self.at_once + 1):
+            self.rounds = index
+            self._round(index, 0)
+            done = f"all {index} rounds are done" if index == self.at_once else None
+            if self._answer(self.controller.should_stop() or done) or self.held:
+                return
 
     def after_backward(self) -> None:
         """Feed the importance statistics and keep pruned entries out of the optimizer."""
@@ -85,7 +94,8 @@ class RatioSearch:
         last = self._hold_from is not None and step >= self._hold_from
         if step % self._config.interval:
             return self._answer("half of the epochs are done") if last else False
-        self.controller.observe(train=float(sum(self._recent) / len(self._recent)) if self._recent else None)
+        train = torch.tensor([float(loss) for loss in self._recent], dtype=torch.float64)
+        self.controller.observe(train=float(train.mean()) if self._recent else None, train_error=_error(train))
         self._recent.clear()
         self.rounds += 1
         self._round(self.rounds, step)
@@ -112,13 +122,15 @@ class RatioSearch:
         ranked = time.perf_counter()
         losses = self._losses(ranking, proposal)
         probed = time.perf_counter()
-        self.evaluations += len(losses)
         self._rises = self._overfits(losses[0])
         if self._rises:
             return  # the search ends here, and what this round saw would only mislead the estimate
         decision = self.controller.tell(proposal, losses[0].numpy(), losses[1:].numpy())
+        mean = float(losses[0].mean())
         if step:
-            self.controller.observe(micro=float(losses[0].mean()))
+            self.controller.observe(micro=mean, micro_error=_error(losses[0]))
+        elif index == 0:
+            self.controller.observe(start=mean)
         report = self._commit(ranking, decision)
         times = {
             "ranking_s": ranked - clock,
@@ -134,7 +146,7 @@ class RatioSearch:
         From there on a smaller or sparser merge looks better because it undoes the overfitting, which the final run
         avoids by its own means: dev picks its epoch.
         """
-        if self._released or not self._config.early_stop:
+        if self._released or not self._config.early_stop or self.at_once:
             return False
         if self._lowest is None or float(baseline.mean()) < sum(self._lowest) / len(self._lowest):
             self._lowest = baseline.tolist()
@@ -143,14 +155,28 @@ class RatioSearch:
         return len(rise) > 1 and float(rise.mean()) > OVERFIT * float(rise.std()) / len(rise) ** 0.5
 
     def _losses(self, ranking: Ranking, proposal: Proposal) -> Tensor:
-        """Return the losses (1 + C, m) of the committed state and of every candidate, in one pass."""
+        """Return the losses (1 + C, m) of the committed state and of every candidate, in one pass.
+
+        Where nothing is trained, the committed state is not measured twice.
+        """
+        here = self.controller.applied_point
+        if self.at_once and self._known is not None and self._known[0] == here:
+            return torch.cat([self._known[1], self._measured(ranking, proposal, with_baseline=False)])
+        losses = self._measured(ranking, proposal, with_baseline=True)
+        self._known = (here, losses[:1])
+        return losses
+
+    def _measured(self, ranking: Ranking, proposal: Proposal, *, with_baseline: bool) -> Tensor:
         points = [merge_point(self._axes, point) for point in proposal.points]
-        masks = [self._bank.kept, *(self._selector.kept(ranking, point) for point in points)]
+        masks = [self._selector.kept(ranking, point) for point in points]
+        if with_baseline:
+            masks, points = [self._bank.kept, *masks], [self._bank.standing(0.0), *points]
+        self.evaluations += len(masks)
         if len(self._axes) == 1:
             return self._probe.candidate_losses(masks)
         dense = self._bank.dense()
         flat = torch.stack([torch.where(mask, dense, torch.zeros_like(dense)) for mask in masks])
-        return self._probe.flat_losses(flat, [self._bank.standing(0.0), *points])
+        return self._probe.flat_losses(flat, points)
 
     def _coordinates(self, proposal: Proposal, decision: Decision) -> dict[str, Any]:
         """Return what a history line says of points with more than one coordinate."""
@@ -167,7 +193,7 @@ class RatioSearch:
         }
 
     def _ranking(self) -> Ranking:
-        if not self._released:
+        if not self._released and not self.at_once:  # what is not trained ranks the same for ever
             return self._selector.ranking()
         if self._first_ranking is None:
             self._first_ranking = self._selector.ranking()
@@ -216,6 +242,11 @@ class RatioSearch:
         self._recent = [float(loss) for loss in plain["recent"]]
         if plain["sizes"] is not None:
             self._first_ranking = Ranking(tensors["ranks"].to(self._bank.values.device), tuple(plain["sizes"]))
+
+
+def _error(losses: Tensor) -> float | None:
+    """Return the standard error of the mean of losses (n,), None where one alone has none."""
+    return float(losses.std()) / len(losses) ** 0.5 if len(losses) > 1 else None
 
 
 def _row(

@@ -11,6 +11,7 @@ from .batches import (
     moved,
     packed,
 )
+from .cache import encode_kept, encode_prompts_kept
 from .encode import CutReport, Encoded, EncodedSet, encode, encode_prompts, end_id, padding_id
 from .examples import Example, TaskName, examples_from_records, load_examples, to_record
 from .leakage import check_leakage, check_micro_dev
@@ -36,7 +37,9 @@ __all__ = [
     "check_micro_dev",
     "collate",
     "encode",
+    "encode_kept",
     "encode_prompts",
+    "encode_prompts_kept",
     "end_id",
     "epoch_order",
     "examples_from_records",

@@ -28,9 +28,11 @@ def require_splits(config: Config, require: Iterable[str]) -> None:
     for name in require:
         side, split = name.split(".")
         if getattr(getattr(config.data, side), split) is None:
+            instead = ", or give a source adapter with --set adapters.source=FOLDER" if name == "source.train" else ""
             raise DataError(
                 f"data.{name} is not set, and this stage needs it; it is never taken from another split. "
-                f"Name its file with --set data.{name}=FILE; `grasp-lora data prepare` deals one file into splits."
+                f"Name its file with --set data.{name}=FILE{instead}; `grasp-lora data prepare` deals one file into "
+                "splits."
             )
 
 

@@ -13,10 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeAlias, cast
-from weakref import WeakSet
 
 import torch
-from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
@@ -32,8 +30,6 @@ from ..training.setup import Setup
 
 SavedState: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]
 _BANK, _SESSION, _PLAIN = "bank.", "session.", "plain"
-# Models that carry a merge now; a second one would be added to the first.
-_CARRYING: WeakSet[nn.Module] = WeakSet()
 
 
 class MergedModel(nn.Module):
@@ -61,7 +57,6 @@ class MergedModel(nn.Module):
         self._passes = ExitStack()
         self.injection = Injection(work.base.model, self.bank.modules)
         self.injection.stand(self.backbone, self.bank.merged)
-        _CARRYING.add(work.base.model)
 
     @property
     def backbone(self) -> nn.Module:
@@ -114,7 +109,6 @@ class MergedModel(nn.Module):
         for handle in self._feeding:
             handle.remove()
         self.injection.close()
-        _CARRYING.discard(self.causal_lm)
         return cast(PreTrainedModel, self.causal_lm)
 
     def export(self, folder: str | Path, *, overwrite: bool = False) -> Exported:
@@ -126,6 +120,13 @@ class MergedModel(nn.Module):
         card = model_card(self.work.base.name, {"pruned at": point.describe(), "merge rule": config.merge.rule}, "")
         return export_adapter(
             self.work.base, self.bank, Path(folder), card=card, sparse=config.export.sparse, overwrite=overwrite
+        )
+
+    def save_pretrained(self, *_args: Any, **_kwargs: Any) -> None:
+        """Raise `AdapterError`: what the base model would write here lacks the adapters."""
+        raise AdapterError(
+            "save_pretrained would write the base model without its adapters. Use export(folder) for a PEFT folder; a "
+            "trainer's checkpoints are written by the trainer."
         )
 
     # --- as a module --------------------------------------------------------------------------------------------
@@ -225,14 +226,6 @@ def merge_into(
         ConfigError: settings that are unknown or contradict each other.
 
     """
-    given: Any = model
-    if isinstance(given, PeftModel) or getattr(given, "_hf_peft_config_loaded", False):
-        raise AdapterError(
-            "merge_into needs the bare base model, but this one carries PEFT adapters. Load the base model alone and "
-            "give the adapters as folders."
-        )
-    if model in _CARRYING:
-        raise AdapterError("this model carries merged adapters already. Call detach() of that merge first.")
     work = setup(model, tokenizer, config=config)
     factors = read_adapters(work, adapters)
     if work.base.head in {module for adapter in factors for module in adapter.modules}:

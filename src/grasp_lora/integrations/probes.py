@@ -20,7 +20,8 @@ def encoded_rows(rows: Iterable[Mapping[str, Any]], origin: str = "micro_dev") -
     """Return tokenized rows as the probes take them.
 
     A row has `input_ids` and `labels` of equal length, as a trainer's data set does: labels are -100 on the prompt and
-    equal `input_ids` from there to the end; trailing padding (-100) is cut off. Raises `DataError` for anything else.
+    equal `input_ids` from there to the end. Padding is cut off: behind, where labels are -100, and in front, where an
+    `attention_mask` is 0. Raises `DataError` for anything else.
     """
     return tuple(_encoded(row, f"{origin}, row {number}") for number, row in enumerate(rows))
 
@@ -35,6 +36,8 @@ def _encoded(row: Mapping[str, Any], origin: str) -> Encoded:
     tokens, labels = ([int(x) for x in row[name]] for name in ("input_ids", "labels"))
     if len(tokens) != len(labels):
         raise DataError(f"{origin}: {len(tokens)} input_ids, but {len(labels)} labels. Give as many.")
+    front = _padding(row, len(tokens), origin)
+    tokens, labels = tokens[front:], labels[front:]
     counted = [place for place, label in enumerate(labels) if label != IGNORED]
     if not counted or counted[-1] < 1:
         raise DataError(f"{origin}: no token is learnt (all labels are {IGNORED}). Leave the row out.")
@@ -46,6 +49,21 @@ def _encoded(row: Mapping[str, Any], origin: str) -> Encoded:
         )
     # The first token of all has no predecessor.
     return Encoded(origin, tuple(tokens[:end]), max(start, 1))
+
+
+def _padding(row: Mapping[str, Any], length: int, origin: str) -> int:
+    """Return the number of padding tokens in front, by the row's attention mask if it has one."""
+    if row.get("attention_mask") is None:
+        return 0
+    mask = [int(x) for x in row["attention_mask"]]
+    read = [place for place, kept in enumerate(mask) if kept]
+    front = read[0] if read else len(mask)
+    if len(mask) != length or read != list(range(front, front + len(read))):
+        raise DataError(
+            f"{origin}: the attention_mask must be as long as input_ids and 0 on padding in front and behind only. "
+            "Give rows of one sequence each."
+        )
+    return front
 
 
 class SharedEvaluator(Evaluator):

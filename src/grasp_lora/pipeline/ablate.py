@@ -29,7 +29,7 @@ from .checks import required_splits
 from .keeping import GRASP
 from .opening import clean_stops, default_folder, working
 from .scoring import evaluate_stage
-from .stages import Run, all_adapters, final_content, final_stage, search_stage
+from .stages import Run, all_adapters, final_content, final_stage, members, search_stage
 from .story import grasp_factors
 
 
@@ -156,7 +156,9 @@ def ablate(
         shared, progress, resume=resume, overwrite=overwrite, command=command, needs=required_splits(config)
     ) as run:
         cells = cells_of(config, names, asked.seeds, len(run.splits.target["micro_dev"]))
-        rows = _all(_Bench(run, all_adapters(run), folder / "cells", asked.finalize, resume, overwrite), cells)
+        rows = _all(
+            _Bench(run, members(run, all_adapters(run)), folder / "cells", asked.finalize, resume, overwrite), cells
+        )
     found = {
         name: {
             "setting": ABLATIONS[name].setting,

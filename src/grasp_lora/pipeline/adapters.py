@@ -76,6 +76,6 @@ def read_adapter(setup: Setup, source: str, name: str) -> AdapterFactors:
     """Load a PEFT folder or hub id after a preflight against the base model's shapes; raises `AdapterError`."""
     base = setup.base
     return load_adapter(
-        source, base.shapes, name=name, base_id=base.name, head=base.head,
+        source, base.shapes, name=name, base_id=base.name, base_revision=base.revision, head=base.head,
         allow_other_base=setup.config.adapters.allow_other_base,
     )  # fmt: skip

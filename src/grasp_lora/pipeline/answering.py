@@ -53,6 +53,7 @@ def answer_file(config: Config, adapter: str | None, source: str, progress: Prog
 
         predictions = generate_answers(
             model, base.tokenizer, [item.input_ids for item in encoded.items],
-            max_new_tokens=config.task.max_new_tokens, batch_size=config.evaluate.batch_size, on_progress=advance,
+            max_new_tokens=config.task.max_new_tokens, batch_size=config.evaluate.batch_size,
+            static=config.speed.static_cache, on_progress=advance,
         )  # fmt: skip
     return [{"id": e.id, "prediction": text} for e, text in zip(examples, predictions, strict=True)]

@@ -25,8 +25,8 @@ from ..data import (
     build_task,
     check_leakage,
     check_micro_dev,
-    encode,
-    encode_prompts,
+    encode_kept,
+    encode_prompts_kept,
     load_examples,
     require_splits,
 )
@@ -57,6 +57,12 @@ class Finding:
     what: str
     seen: str
     error: GraspError | None = None
+
+    @property
+    def sentence(self) -> str:
+        """What was checked and what came of it; a message that begins with what was checked does not say it twice."""
+        message = self.seen if self.error is None else str(self.error)
+        return message if message.startswith((f"{self.what} ", f"{self.what}:")) else f"{self.what}: {message}"
 
 
 @dataclass(frozen=True)
@@ -228,23 +234,24 @@ def _split(config: Config, name: str) -> tuple[list[Example], str]:
 
 def _leakage(config: Config, examples: Examples) -> tuple[list[str], str]:
     warnings = check_leakage(examples, config.data.allow_leakage)
-    return warnings, "; ".join(warnings) or "no text is in two splits"
+    return warnings, "; ".join(warnings) or f"no text is in two of the {len(examples)} splits that were read"
 
 
 def _encoded(
     config: Config, name: str, examples: Sequence[Example], task: Task, tokenizer: Any
 ) -> tuple[EncodedSet, str]:
-    settings = config.task
-    encoded = encode(examples, task, tokenizer, settings.max_length)
+    settings, kept = config.task, config.run.tokens
+    encoded = encode_kept(kept, examples, task, tokenizer, settings.max_length)
     if name == "target.test":  # prompts leave room for the answer that is generated
-        encode_prompts(examples, task, tokenizer, settings.max_length - settings.max_new_tokens)
+        encode_prompts_kept(kept, examples, task, tokenizer, settings.max_length - settings.max_new_tokens)
     report = encoded.report
     return encoded, report.sentence(name, settings.max_length) or f"longest {report.longest} tokens, none cut"
 
 
 def _adapter(config: Config, model: nn.Module, role: str, given: str) -> tuple[AdapterFactors, str]:
     factors = load_adapter(
-        given, module_shapes(model), name=role, base_id=recorded_name(config.model), head=output_head(model),
+        given, module_shapes(model), name=role, base_id=recorded_name(config.model),
+        base_revision=config.model.revision, head=output_head(model),
         allow_other_base=config.adapters.allow_other_base,
     )  # fmt: skip
     ranks = sorted({int(factor.A.shape[0]) for factor in factors.modules.values()})

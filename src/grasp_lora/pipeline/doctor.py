@@ -18,7 +18,7 @@ from ..runs.manifest import hardware, versions
 from .models import demo_backbone
 
 NAME = "grasp-lora"
-_DEVELOPMENT = "dev"
+_DEVELOPMENT = {"dev", "docs"}  # of use in a clone of the repository only
 
 
 def examine(place: str | Path) -> tuple[dict[str, Any], list[GraspError]]:
@@ -86,7 +86,7 @@ def _requirements() -> tuple[list[GraspError], dict[str, Any]]:
 def _declared() -> Iterator[tuple[Requirement, str | None]]:
     """Yield every requirement with the extra it belongs to, those of development left out."""
     given = metadata.metadata(NAME)
-    extras = [extra for extra in given.get_all("Provides-Extra") or () if extra != _DEVELOPMENT]
+    extras = [extra for extra in given.get_all("Provides-Extra") or () if extra not in _DEVELOPMENT]
     for text in metadata.requires(NAME) or ():
         requirement = Requirement(text)
         if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):

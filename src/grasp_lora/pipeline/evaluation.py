@@ -12,7 +12,7 @@ import torch
 from ..adapters.inject import Injection
 from ..adapters.merge import Pair
 from ..config import EvaluateConfig
-from ..data import Example, collate, encode_prompts, length_sorted_chunks
+from ..data import Example, collate, encode_prompts_kept, length_sorted_chunks
 from ..metrics import Score, score_losses, score_predictions
 from ..probing import example_losses
 from ..runs import write_text_atomic
@@ -106,7 +106,8 @@ def _losses(setup: Setup, split: str, count: int, io: StageIO) -> list[float]:
 def _predictions(setup: Setup, examples: Sequence[Example], name: str, io: StageIO) -> list[str]:
     task = setup.config.task
     room = task.max_length - task.max_new_tokens
-    prompts = encode_prompts(examples, setup.task, setup.base.tokenizer, max(room, 1)).items
+    kept = setup.config.run.tokens
+    prompts = encode_prompts_kept(kept, examples, setup.task, setup.base.tokenizer, max(room, 1)).items
     with io.progress.stage(f"generate: {name}", len(prompts)) as bar:
         done = 0
 
@@ -118,7 +119,8 @@ def _predictions(setup: Setup, examples: Sequence[Example], name: str, io: Stage
 
         return generate_answers(
             setup.base.model, setup.base.tokenizer, [item.input_ids for item in prompts],
-            max_new_tokens=task.max_new_tokens, batch_size=setup.config.evaluate.batch_size, on_progress=advance,
+            max_new_tokens=task.max_new_tokens, batch_size=setup.config.evaluate.batch_size,
+            static=setup.config.speed.static_cache, on_progress=advance,
         )  # fmt: skip
 
 

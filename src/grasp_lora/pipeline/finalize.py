@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from ..adapters.bank import AdapterBank
 from ..adapters.inject import Injection
@@ -47,7 +48,9 @@ def check_ratio(ratio: float) -> float:
 
 def as_point(where: float | MergePoint) -> MergePoint:
     """Return a point for a ratio, and a point as it is; raises `ConfigError` for a ratio outside [0, 1]."""
-    point = where if isinstance(where, MergePoint) else MergePoint(where)
+    if not isinstance(where, (MergePoint, Real)):
+        raise ConfigError(f"ratio: must be a number between 0 and 1, or a MergePoint, got {type(where).__name__}.")
+    point = where if isinstance(where, MergePoint) else MergePoint(float(where))
     for ratio in (point.ratio, *point.ratios.values()):
         check_ratio(ratio)
     return point
@@ -85,6 +88,7 @@ def finalize(
             seed=config.seed, dev=dev, callbacks=callbacks,
             selector=selector if settings.mask == "dynamic" else None, plumbing=io.plumbing(),
         )  # fmt: skip
+        loop.judging_start = settings.keep_start
         with io.running(loop, settings.epochs * loop.updates_per_epoch):
             outcome = loop.run()
     flips = tuple(callbacks[0].flips) if callbacks and isinstance(callbacks[0], FixedRatio) else ()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +13,9 @@ from torch import nn
 from transformers import GenerationConfig
 
 from ..errors import ModelError, TrainingError
+from .decoding import StaticDecoder, obstacle
+
+Continue = Callable[[Sequence[Sequence[int]]], list[list[int]]]
 
 
 def generate_answers(
@@ -20,16 +25,19 @@ def generate_answers(
     *,
     max_new_tokens: int,
     batch_size: int,
+    static: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
     """Return one answer per prompt, decoded without special tokens, without white space around it.
 
     Prompts are token ids and keep their order in the result; a batch holds prompts of similar length, the longest
     first, and in float64 a single one. Each answer ends at the first end token of the tokenizer or of the model's
-    generation config, or after `max_new_tokens`. `on_progress(done, total)` is called after every batch. Everything
-    else in the checkpoint's generation config (sampling, penalties, lengths) is left out, and the model is left as it
-    was found. Raises `ValueError` for an empty prompt, `ModelError` without any end token, `TrainingError` when memory
-    runs out.
+    generation config, or after `max_new_tokens`. With `static`, a GPU decodes with a cache of fixed size and a captured
+    step (`StaticDecoder`); a model that cannot is told in a warning and answers through transformers' own loop.
+    `on_progress(done, total)` is called after every batch. Everything else in the checkpoint's generation config
+    (sampling, penalties, lengths) is left out, and the model is left as it was found.
+
+    Raises `ValueError` for an empty prompt, `ModelError` without any end token, `TrainingError` when memory runs out.
     """
     if batch_size < 1 or max_new_tokens < 1 or not all(len(prompt) for prompt in prompts):
         raise ValueError("batch_size, max_new_tokens and the length of every prompt must be at least 1")
@@ -41,9 +49,12 @@ def generate_answers(
     order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), place))
     answers = [""] * len(prompts)
     with generating(model, settings):
+        rows, longest = min(batch_size, len(order)), max(map(len, prompts), default=0)
+        proceed = continuation(model, settings, rows=rows, longest=longest, static=static and bool(order))
         for start in range(0, len(order), batch_size):
             places = order[start : start + batch_size]
-            continued = _continue(model, [prompts[place] for place in places], settings)
+            with _memory_errors(len(places)):
+                continued = proceed([prompts[place] for place in places])
             for place, ids in zip(places, continued, strict=True):
                 answers[place] = _decode(tokenizer, ids, ends)
             if on_progress is not None:
@@ -99,8 +110,33 @@ def generating(model: Any, settings: GenerationConfig) -> Iterator[None]:
             module.training = training
 
 
-def _continue(model: Any, prompts: Sequence[Sequence[int]], settings: GenerationConfig) -> list[list[int]]:
-    """Return the new token ids of each prompt, padded after its end."""
+def continuation(model: nn.Module, settings: GenerationConfig, *, rows: int, longest: int, static: bool) -> Continue:
+    """Return what continues a batch of at most `rows` prompts of at most `longest` tokens: their new token ids.
+
+    The ids go on after a row's end with no meaning. Call it inside of `generating`, with one set of adapter factors.
+    """
+    why = obstacle(model) if static else None
+    if static and why is None:
+        new, ends = settings.max_new_tokens or 1, settings.eos_token_id or ()
+        return StaticDecoder(model, rows, longest, new=new, ends=ends, capture=True)
+    if why is not None and next(model.parameters()).device.type == "cuda":
+        warnings.warn(f"speed.static_cache: {why}; answers take transformers' own loop.", stacklevel=2)
+    return partial(_continue, model, settings)
+
+
+@contextmanager
+def _memory_errors(count: int) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"out of GPU memory while generating {count} answers at once ({error}). "
+            "Lower evaluate.batch_size, task.max_length or task.max_new_tokens."
+        ) from None
+
+
+def _continue(model: Any, settings: GenerationConfig, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Continue a batch with transformers' own loop."""
     width = max(map(len, prompts))
     ids = torch.full((len(prompts), width), settings.pad_token_id or 0, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -108,15 +144,9 @@ def _continue(model: Any, prompts: Sequence[Sequence[int]], settings: Generation
         ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
         mask[row, width - len(prompt) :] = 1
     device = next(model.parameters()).device
-    try:
-        # no_grad and not inference_mode: adapter tensors that hooks touch stay usable for training.
-        with torch.no_grad():
-            out = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"out of GPU memory while generating {len(prompts)} answers at once ({error}). "
-            "Lower evaluate.batch_size, task.max_length or task.max_new_tokens."
-        ) from None
+    # no_grad and not inference_mode: adapter tensors that hooks touch stay usable for training.
+    with torch.no_grad():
+        out = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
     new: list[list[int]] = out[:, width:].tolist()
     return new
 

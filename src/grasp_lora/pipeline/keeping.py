@@ -73,7 +73,8 @@ def _rivals(run: Run, adapters: Sequence[AdapterFactors]) -> list[str]:
     found = ["target"] if len(adapters) > 1 else []
     for name in _TRAINED:
         trained = run.folder.stage(f"rival_{name}").done() is not None
-        if name in run.config.evaluate.rivals and (trained or run.config.finalize.keep == "best"):
+        merged = name == "sequential" and run.config.adapters.continue_source  # a member of the merge, so it is there
+        if (merged or name in run.config.evaluate.rivals) and (trained or run.config.finalize.keep == "best"):
             found.append(name)
     return found
 

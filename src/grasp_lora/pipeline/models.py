@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from ..config import ModelConfig
 from ..errors import ConfigError, MissingExtraError, ModelError
+from ..rng import forked_global_state
 from ..training.setup import Base
 
 DEMO = "demo"  # model.name_or_path of the embedded backbone
@@ -100,6 +101,19 @@ def skeleton(config: ModelConfig) -> nn.Module:
     except (OSError, ValueError, KeyError) as error:
         raise _unloadable(config, error) from None
     return model
+
+
+def random_weights(settings: Any, config: ModelConfig, *names: str) -> PreTrainedModel:
+    """Return a frozen model of a transformers configuration with random weights, made where and as they stay.
+
+    No download and no second copy; `names` name the stream they are drawn from.
+    """
+    device = resolve_device(config.device)
+    extra = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
+    build: Any = AutoModelForCausalLM.from_config
+    with forked_global_state(0, "random weights", *names), torch.device(device):
+        model = build(settings, dtype=resolve_dtype(config.dtype, device), **extra)
+    return freeze(model, config)
 
 
 def load_tokenizer(config: ModelConfig) -> Any:
@@ -186,7 +200,8 @@ def load_base(config: ModelConfig) -> Base:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unloadable(config, error) from None
     _require_whole(config, loaded["missing_keys"])
-    return Base(freeze(model, config), tokenizer, recorded_name(config), fingerprint(location(config), model))
+    weights = fingerprint(location(config), model)
+    return Base(freeze(model, config), tokenizer, recorded_name(config), weights, config.revision)
 
 
 def attach_peft(model: Any, adapter: str | Path) -> Any:

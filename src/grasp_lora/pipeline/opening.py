@@ -51,16 +51,27 @@ def open_folder(config: Config, *, resume: bool, overwrite: bool, command: Seque
     manifest = build_manifest(config, inputs_of(config), command=command, device=device)
     if resume:
         folder = RunFolder.resume(path, to_yaml(config))
-        changed = changed_inputs(folder.manifest(), manifest)
-        if changed:
+        try:
+            _same_inputs(folder, manifest)
+        except BaseException:
             folder.close()
-            raise RunError(
-                f"inputs of run {path} changed since it was started: {'; '.join(changed)}. Start a new run.dir."
-            )
+            raise
         return folder
     folder = RunFolder.create(path, to_yaml(config), overwrite=overwrite)
     folder.write_manifest(manifest)
     return folder
+
+
+def _same_inputs(folder: RunFolder, manifest: dict[str, Any]) -> None:
+    """Compare the inputs with those of the manifest, or write it where the start was killed before it."""
+    if not (folder.path / "manifest.json").exists() and not (folder.path / "stages").exists():
+        folder.write_manifest(manifest)
+        return
+    changed = changed_inputs(folder.manifest(), manifest)
+    if changed:
+        raise RunError(
+            f"inputs of run {folder.path} changed since it was started: {'; '.join(changed)}. Start a new run.dir."
+        )
 
 
 def saved_config(path: str | Path) -> Config:

@@ -13,8 +13,10 @@ from ..controller import Controller
 from ..data import Encoded, epoch_order
 from ..training.passes import largest_pass
 from .checks import Checked, preflight
+from .costs import Load, Prediction, answering_loads, forward_load, training_load
 from .models import resolve_device, resolve_dtype
-from .search import search_axes
+from .search import rounds_at_once, search_axes
+from .stages import SEQUENTIAL
 
 # Bytes per trainable entry: value, gradient, two moments, stash (float32) and the mask.
 _BYTES_PER_ENTRY = 5 * 4 + 1
@@ -25,7 +27,8 @@ _BYTES_4BIT = 0.5625  # 4 bits and one 16-bit scale for 32 weights
 class StagePlan:
     """One stage: optimizer steps, sequences that go forward and backward, sequences forward only, token passes.
 
-    `token_passes` counts 2 per token forward and 4 per token forward and backward.
+    `token_passes` counts 2 per token forward and 4 per token forward and backward; `loads` are the passes as they run,
+    padding included, from which seconds are predicted.
     """
 
     name: str
@@ -33,17 +36,22 @@ class StagePlan:
     trained: int
     forward: int
     token_passes: int
+    loads: tuple[Load, ...] = ()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of a run and its estimated peak memory in bytes (weights, adapters, activations of one step)."""
+    """The stages of a run and its estimated peak memory in bytes (weights, adapters, activations of one step).
+
+    `prediction` says how long it would take, where it was asked for (`predicted_plan`).
+    """
 
     stages: tuple[StagePlan, ...]
     parameters: int
     trainable: int
     memory: int
     warnings: tuple[str, ...]
+    prediction: Prediction | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,9 @@ def _training(world: _World, name: str, role: str, training: TrainingConfig, *, 
     items, judged = world.items(role, "train"), world.items(role, "dev") if dev else ()
     steps = training.epochs * math.ceil(len(items) / (training.batch_size * training.accumulation))
     passes = training.epochs * (4 * _tokens(items) + 2 * _tokens(judged))
-    return StagePlan(name, steps, training.epochs * len(items), training.epochs * len(judged), passes)
+    epoch = training_load(world.config.speed, training, items, world.config.seed)
+    loads = (epoch.times(training.epochs), forward_load(judged, training.eval_batch_size).times(training.epochs))
+    return StagePlan(name, steps, training.epochs * len(items), training.epochs * len(judged), passes, loads)
 
 
 def _search(world: _World) -> StagePlan:
@@ -120,7 +130,9 @@ def _search(world: _World) -> StagePlan:
     keep = config.finalize.adapter == "reuse"
     base = _training(world, "search", "target", config.search, dev=keep or config.search.patience is not None)
     rounds = (base.steps // 2 if keep else base.steps) // config.controller.interval
-    if keep:
+    if not base.steps:
+        rounds = rounds_at_once(config)
+    elif keep:
         rounds = min(rounds, config.controller.rounds or rounds)
     elif config.controller.rounds is not None and config.controller.rounds <= rounds:
         rounds = config.controller.rounds
@@ -130,8 +142,17 @@ def _search(world: _World) -> StagePlan:
     evaluations = rounds * (1 + config.controller.candidates) + (1 + len(first.samples) if first else 0)
     probe = world.items("target", "micro_dev")
     forward = base.forward + evaluations * len(probe)
-    tokens = (evaluations + _statistics(config, at_start=first is not None)) * _tokens(probe)
-    return StagePlan("search", base.steps, base.trained, forward, base.token_passes + 2 * tokens)
+    statistics = _statistics(config, at_start=first is not None)
+    tokens = (evaluations + statistics) * _tokens(probe)
+    width, opening = config.search.eval_batch_size, 1 + len(first.samples) if first else 0
+    loads = (
+        *base.loads,
+        forward_load(probe, width, 1 + config.controller.candidates).times(rounds),
+        forward_load(probe, width, opening),
+        forward_load(probe, width).times(statistics),
+        Load("round", rounds + bool(opening)),
+    )
+    return StagePlan("search", base.steps, base.trained, forward, base.token_passes + 2 * tokens, loads)
 
 
 def _statistics(config: Config, *, at_start: bool) -> int:
@@ -158,16 +179,24 @@ def _cut(world: _World, whole: StagePlan, steps: int) -> StagePlan:
     dev = world.items("target", "dev") if config.patience is not None else ()
     judged = (steps - 1) // updates  # a run that stops with an epoch's last update does not judge that epoch
     passes = 4 * _tokens(used) + 2 * judged * _tokens(dev)
-    return StagePlan(whole.name, steps, len(used), judged * len(dev), passes)
+    share = steps / whole.steps  # of the training; dev is judged after whole epochs
+    loads = (whole.loads[0].times(share), forward_load(dev, config.eval_batch_size).times(judged))
+    return StagePlan(whole.name, steps, len(used), judged * len(dev), passes, loads)
 
 
 def _final(world: _World) -> StagePlan:
     """Plan the final run; its first mask may need a pass over micro-dev."""
     base, probe = _training(world, "finalize", "target", world.config.finalize), world.items("target", "micro_dev")
     passes = _first_ranking(world.config.final_importance)
+    first = forward_load(probe, world.config.finalize.eval_batch_size).times(passes)
+    start = world.items("target", "dev") if world.config.finalize.keep_start else ()
+    before = forward_load(start, world.config.finalize.eval_batch_size)
+    selections = base.steps if world.config.finalize.mask == "dynamic" else 0
     return replace(
-        base, forward=base.forward + passes * len(probe), token_passes=base.token_passes + 2 * passes * _tokens(probe)
-    )
+        base, forward=base.forward + passes * len(probe) + len(start),
+        token_passes=base.token_passes + 2 * passes * _tokens(probe) + 2 * _tokens(start),
+        loads=(*base.loads, first, before, Load("select", selections)),
+    )  # fmt: skip
 
 
 def _stages(world: _World) -> list[StagePlan]:
@@ -176,6 +205,8 @@ def _stages(world: _World) -> list[StagePlan]:
         stages.append(_training(world, "source_adapter", "source", config.train_source))
     if config.adapters.target is None:
         stages.append(_training(world, "target_adapter", "target", config.train_target))
+    if config.adapters.continue_source:
+        stages.append(_training(world, SEQUENTIAL, "target", config.train_target))
     stages.append(_search(world))
     if config.finalize.adapter == "fresh":
         stages.append(_final(world))
@@ -184,18 +215,27 @@ def _stages(world: _World) -> list[StagePlan]:
     trained = [name for name in ("merged", "sequential") if name in config.evaluate.rivals]
     if not test and not (dev and config.finalize.keep == "best"):
         trained = []
+    if config.adapters.continue_source:  # trained above, whether it is a rival or not
+        trained = [*(name for name in trained if name != "sequential"), "sequential"]
     own = {"merged": config.finalize, "sequential": config.train_target}
-    stages += [_training(world, f"rival_{name}", "target", own[name]) for name in trained]
+    planned = {stage.name for stage in stages}
+    stages += [
+        _training(world, f"rival_{name}", "target", own[name]) for name in trained if f"rival_{name}" not in planned
+    ]
     if dev:  # what is exported is compared on dev: the result, the target adapter, and the rivals that are trained
         judged = 2 + len(trained)
-        stages.append(StagePlan("keep", 0, 0, judged * len(dev), 2 * judged * _tokens(dev)))
+        load = forward_load(dev, config.evaluate.batch_size).times(judged)
+        stages.append(StagePlan("keep", 0, 0, judged * len(dev), 2 * judged * _tokens(dev), (load,)))
     if not test:
         return stages
     systems = 1 + len(config.evaluate.rivals)
     # Loss of every example, and a prompt and at most max_new_tokens new tokens of those that are answered.
     asked = test[: config.evaluate.generation_limit]
     tokens = systems * (_tokens(test) + _tokens(asked) + len(asked) * config.task.max_new_tokens)
-    return [*stages, StagePlan("evaluate", 0, 0, systems * (len(test) + len(asked)), 2 * tokens)]
+    width = config.evaluate.batch_size
+    each = [forward_load(test, width), *answering_loads(asked, width, config.task.max_new_tokens)]
+    loads = tuple(load.times(systems) for load in each)
+    return [*stages, StagePlan("evaluate", 0, 0, systems * (len(test) + len(asked)), 2 * tokens, loads)]
 
 
 def _memory(world: _World, parameters: int, trainable: int) -> int:

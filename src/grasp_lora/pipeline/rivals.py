@@ -30,9 +30,10 @@ class Bench:
         """The run folder."""
         return self._run.folder.path
 
-    def train(self, name: str, start: AdapterFactors) -> AdapterFactors:
+    def train(self, name: str, start: AdapterFactors, *, config: Config | None = None) -> AdapterFactors:
         """Fine-tune one adapter on the target's train split, from `start`."""
-        return trained_stage(self._run, name, "target", self._run.config.train_target, start)
+        training = (config or self._run.config).train_target
+        return trained_stage(self._run, name, "target", training, start)
 
     def finalize(
         self, name: str, adapters: Sequence[AdapterFactors], where: float | MergePoint,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,9 @@ from ..training import MaskSelector, Outcome, TrainingLoop
 from ..training.setup import Setup
 from .finalize import FinalResult
 from .stageio import StageIO
+
+PROBE_ROUNDS = 8
+"""Rounds after the first where `search.epochs` is 0 and `controller.rounds` says nothing."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ def search(setup: Setup, adapters: Sequence[AdapterFactors], io: StageIO) -> Sea
     """Run the controller on the merge of `adapters` and return the learned ratio (algorithm.md, section 4).
 
     Uses the target's train and micro_dev splits; dev only where `search.patience` asks for it, or where the adapter is
-    kept (`finalize.adapter=reuse`), to pick its epoch once the point is settled.
+    kept (`finalize.adapter=reuse`), to pick its epoch once the point is settled. With `search.epochs=0` nothing is
+    trained: every round probes the merge as it is.
     """
     config = setup.config
     keep = config.finalize.adapter == "reuse"
@@ -63,11 +68,15 @@ def search(setup: Setup, adapters: Sequence[AdapterFactors], io: StageIO) -> Sea
         total = config.search.epochs * updates
         seed = config.seed if config.controller.seed is None else config.controller.seed
         axes = search_axes(config, bank.names, bank.modules)
-        controller = Controller(config.controller, seed, steps_total=total, axes=axes)
+        at_once = 0 if total else rounds_at_once(config)
+        controller = Controller(
+            config.controller, seed, steps_total=total or at_once * config.controller.interval, axes=axes
+        )
         session = RatioSearch(
             bank, selector, probe, controller, config.controller, io.record_round,
             axes=controller.settings.axes, hold_from=total // 2 if keep else None,
         )  # fmt: skip
+        session.at_once = at_once
         loop = TrainingLoop(
             attached, items, config.search,
             seed=config.seed, dev=dev, callbacks=[session], selector=selector, plumbing=io.plumbing(),
@@ -75,8 +84,8 @@ def search(setup: Setup, adapters: Sequence[AdapterFactors], io: StageIO) -> Sea
         loop.judging = lambda: session.held or not keep
         with io.running(loop, total):
             outcome = loop.run()
-    if outcome.dev_losses and not keep:  # an adapter that is kept trains on after its last probe
-        controller.observe(dev=outcome.dev_losses[-1])
+    if outcome.dev_losses and dev is not None and not keep:  # an adapter that is kept trains on after its last probe
+        _observe_dev(controller, outcome.dev_losses, updates, (probe.examples, dev.examples))
     estimate = controller.estimate()
     best = merge_point(controller.settings.axes, estimate.best)
     differs = importance_differs(config.prune.importance, config.final_importance)
@@ -86,6 +95,25 @@ def search(setup: Setup, adapters: Sequence[AdapterFactors], io: StageIO) -> Sea
         best.ratio, best, estimate.interval, estimate, tuple(diagnostics), session.rounds,
         session.evaluations, probe.token_passes, session.stop_reason, outcome, final,
     )  # fmt: skip
+
+
+def _observe_dev(controller: Controller, losses: Sequence[float], updates: int, examples: tuple[int, int]) -> None:
+    """Tell the dev losses of the epochs' ends on both sides of the last round (or the one at which it was), if known.
+
+    `updates` are the steps of an epoch, `examples` the numbers of micro-dev's and dev's. Their error is what it would
+    be if the examples of dev spread as those of micro-dev do.
+    """
+    rounds, errors = controller.history.rounds[-1:], controller.observations.micro_error[-1:]
+    epoch, beyond = divmod(max(rounds, default=0) * controller.config.interval, updates)
+    beside = losses[epoch - 1 : epoch + bool(beyond)] if epoch else ()
+    if errors and len(beside) == 1 + bool(beyond):
+        for loss in beside:
+            controller.observe(dev=loss, dev_error=errors[0] * math.sqrt(examples[0] / examples[1]))
+
+
+def rounds_at_once(config: Config) -> int:
+    """Return how many rounds follow the first where nothing is trained between them."""
+    return PROBE_ROUNDS if config.controller.rounds is None else config.controller.rounds
 
 
 def search_axes(config: Config, adapters: Sequence[str], modules: Iterable[str]) -> Callable[[Axis], tuple[Axis, ...]]:

@@ -38,6 +38,7 @@ from .stageio import StageIO
 ADAPTER = "adapter"
 BANK = "bank.safetensors"
 ORIGIN = "made_from.json"
+SEQUENTIAL = "rival_sequential"  # also the stage of `adapters.continue_source`
 
 
 @dataclass(frozen=True)
@@ -141,15 +142,14 @@ def trained_stage(
 
 def _save_trained(run: Run, folder: Path, factors: AdapterFactors) -> None:
     """Write an adapter trained here as a PEFT folder; scalings that differ by module are folded into B."""
-    scalings = {factor.scaling for factor in factors.modules.values()}
-    ranks = {int(factor.A.shape[0]) for factor in factors.modules.values()}
-    if len(scalings) == 1 and len(ranks) == 1:
-        scaling, rank = scalings.pop(), ranks.pop()
-        pairs = {module: (f.A, f.B) for module, f in factors.modules.items()}
-        save_adapter(folder, pairs, base_model=run.setup.base.name, alpha=scaling * rank, overwrite=True)
-        return
-    folded = {module: (f.A, f.scaling * f.B) for module, f in factors.modules.items()}
-    save_adapter(folder, folded, base_model=run.setup.base.name, overwrite=True)
+    modules, base = factors.modules, run.setup.base
+    shapes = {(factor.scaling, int(factor.A.shape[0])) for factor in modules.values()}
+    (scaling, rank), *others = shapes
+    alpha = None if others else scaling * rank
+    save_adapter(
+        folder, {module: (f.A, f.B if alpha else f.scaling * f.B) for module, f in modules.items()},
+        base_model=base.name, revision=base.revision, alpha=alpha, overwrite=True,
+    )  # fmt: skip
 
 
 def _load(run: Run, given: str, name: str) -> AdapterFactors:
@@ -163,6 +163,19 @@ def all_adapters(run: Run) -> list[AdapterFactors]:
     """Return source, target and further adapters in the order in which they are merged."""
     others = [_load(run, given, f"other{i + 1}") for i, given in enumerate(run.config.adapters.others)]
     return [adapter_stage(run, "source"), adapter_stage(run, "target"), *others]
+
+
+def members(run: Run, adapters: Sequence[AdapterFactors]) -> Sequence[AdapterFactors]:
+    """Return what is merged of `adapters`: with `adapters.continue_source`, the first fine-tuned on the target data."""
+    if not run.config.adapters.continue_source:
+        return adapters
+    return [sequential_adapter(run, adapters[0]), *adapters[1:]]
+
+
+def sequential_adapter(run: Run, start: AdapterFactors, name: str = SEQUENTIAL) -> AdapterFactors:
+    """Return the adapter `start` fine-tuned on the target's train split with the settings of `train_target`."""
+    tuned = trained_stage(run, name, "target", run.config.train_target, start)
+    return replace(tuned, name=start.name)
 
 
 # --- search and final run ---------------------------------------------------------------------------------------

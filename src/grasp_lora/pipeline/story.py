@@ -34,6 +34,7 @@ from .stages import (
     final_content,
     final_stage,
     load_final,
+    members,
     require_final,
     search_stage,
 )
@@ -68,8 +69,9 @@ def run_pipeline(
 def tell(run: Run) -> RunResult:
     """The story itself, on an open run."""
     adapters = all_adapters(run)
-    found = search_stage(run, adapters)
-    final = final_stage(run, adapters)
+    merged = members(run, adapters)
+    found = search_stage(run, merged)
+    final = final_stage(run, merged)
     scores = evaluate_all(run, adapters, final)
     kept, why = keep(run, adapters, final)
     exported = export_stage(run, kept, scores)
@@ -115,7 +117,7 @@ def finished(run: Run) -> tuple[list[AdapterFactors], FinalResult]:
     """Return the adapters and the final run that earlier stages left; raises `RunError` when there is none."""
     require_final(run)
     adapters = all_adapters(run)
-    return adapters, load_final(run, adapters, run.folder.stage("finalize"))
+    return adapters, load_final(run, members(run, adapters), run.folder.stage("finalize"))
 
 
 def evaluate_finished(run: Run) -> dict[str, Any]:

@@ -16,14 +16,15 @@ _SHORT = {"train": "train", "dev": "dev", "micro_dev": "micro-dev"}
 
 def tables(records: Record) -> str:
     """Return everything a reader wants to see of a comparison, as Markdown without a title."""
-    parts = [_setting(records), *_summary(records)]
+    parts = [setting(records), *_summary(records)]
     for cell in records["cells"]:
         parts += _cell(records, cell)
-    parts += [*_tuning(records), *_adapters(records), *_failed(records)]
+    parts += [*_tuning(records), *_adapters(records), *_missing(records), *_failed(records)]
     return "\n\n".join(parts) + "\n"
 
 
-def _setting(records: Record) -> str:
+def setting(records: Record) -> str:
+    """Return what the records were made with: model, device, versions, seeds."""
     found = records["provenance"]
     hardware, versions = found["hardware"], found["versions"]
     names = dict.fromkeys(gpu["name"] for gpu in hardware["gpus"])
@@ -43,7 +44,8 @@ def _setting(records: Record) -> str:
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table of cells that are text."""
     lines = [f"| {' | '.join(head)} |", "| --- |" + " --- |" * (len(head) - 1)]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
@@ -65,10 +67,10 @@ def _summary(records: Record) -> list[str]:
         shown = ["-" if loss is None else f"{loss:.{_LOSS_DIGITS}f}" for loss in losses]
         known = [loss for loss in losses if loss is not None]
         whole = f"{fmean(known):.{_LOSS_DIGITS}f}" if len(known) == len(cells) else "-"
-        passes = fmean(seed["cost"]["token_passes"] for row in there for seed in row["seeds"])
-        rows.append([title, *shown, whole, _passes(passes)])
+        spent = fmean(seed["cost"]["token_passes"] for row in there for seed in row["seeds"])
+        rows.append([title, *shown, whole, passes(spent)])
     head = ["test loss", *(cell["name"] for cell in cells), "mean", "token passes per run"]
-    return ["## Summary", _table(head, rows)]
+    return ["## Summary", table(head, rows)]
 
 
 # --- one cell ---------------------------------------------------------------------------------------------------
@@ -89,7 +91,7 @@ def _cell(records: Record, cell: Record) -> list[str]:
         for row in cell["rows"]
     ]  # fmt: skip
     parts = [f"## {cell['name']}", f"{cell['task']}, {cell['language']}; {cell['examples']} test examples{spread}."]
-    parts += [_table(head, rows), *_reading(records, cell), *_differences(cell, others, reference)]
+    parts += [table(head, rows), *_reading(records, cell), *_differences(cell, others, reference)]
     parts += [*_hindsight(cell), _cost(cell), *paper_table(records, cell)]
     return parts
 
@@ -150,7 +152,7 @@ def _differences(cell: Record, metrics: Sequence[str], reference: str) -> list[s
         for row in cell["rows"]
         if any(m in row["against"] for m in shown)
     ]
-    return [_table([f"less {reference} [95 %]", *shown], rows)] if rows else []
+    return [table([f"less {reference} [95 %]", *shown], rows)] if rows else []
 
 
 def _hindsight(cell: Record) -> list[str]:
@@ -179,7 +181,7 @@ def _cost(cell: Record) -> str:
         "peak MiB",
         "labels",
     ]
-    return _table(head, [[row["title"], *_cost_cells([seed["cost"] for seed in row["seeds"]])] for row in cell["rows"]])
+    return table(head, [[row["title"], *_cost_cells([seed["cost"] for seed in row["seeds"]])] for row in cell["rows"]])
 
 
 def _cost_cells(costs: Sequence[Record]) -> list[str]:
@@ -190,14 +192,15 @@ def _cost_cells(costs: Sequence[Record]) -> list[str]:
     peaks = [cost["peak_memory_bytes"] for cost in costs if cost["peak_memory_bytes"] is not None]
     labels = costs[0].get("labels", {})
     return [
-        f"{mean['optimizer_steps']:.0f}", _passes(mean["trained_tokens"]), _passes(mean["forward_tokens"]),
-        _passes(mean["token_passes"]), f"{bound}{mean['seconds']:.1f}",
+        f"{mean['optimizer_steps']:.0f}", passes(mean["trained_tokens"]), passes(mean["forward_tokens"]),
+        passes(mean["token_passes"]), f"{bound}{mean['seconds']:.1f}",
         f"{max(peaks) / 2**20:.0f}" if peaks else "-",
         ", ".join(f"{count} {_SHORT[split]}" for split, count in labels.items()) or "none",
     ]  # fmt: skip
 
 
-def _passes(tokens: float) -> str:
+def passes(tokens: float) -> str:
+    """Return a number of token passes in thousands or millions."""
     return f"{tokens / 1e6:.2f}M" if tokens >= 1e6 else f"{tokens / 1e3:.1f}k"
 
 
@@ -211,7 +214,7 @@ def _tuning(records: Record) -> list[str]:
         [
             titles.get(choice["row"], choice["row"]), choice["task"],
             ", ".join(f"{lr}: {loss:.{_LOSS_DIGITS}f}" for lr, loss in choice["dev_losses"].items()),
-            f"{choice['lr']:g}", _passes(choice["token_passes"]), f"{choice['seconds']:.1f}",
+            f"{choice['lr']:g}", passes(choice["token_passes"]), f"{choice['seconds']:.1f}",
         ]
         for choice in records["tuning"]
     ]  # fmt: skip
@@ -219,7 +222,7 @@ def _tuning(records: Record) -> list[str]:
         return []
     head = ["method", "task", "dev loss by rate", "taken", "token passes of the others", "seconds of the others"]
     said = f"By mean dev loss over the task's cells, on seed {records['seeds'][0]} only; not part of the costs above."
-    return ["## Learning rates", said, _table(head, rows)]
+    return ["## Learning rates", said, table(head, rows)]
 
 
 def _adapters(records: Record) -> list[str]:
@@ -231,7 +234,12 @@ def _adapters(records: Record) -> list[str]:
         return []
     head = ["trained once, shared by all", "optimizer steps", "tokens trained", "tokens forward", "token passes",
             "seconds", "peak MiB"]  # fmt: skip
-    return ["## Adapters", _table(head, rows)]
+    return ["## Adapters", table(head, rows)]
+
+
+def _missing(records: Record) -> list[str]:
+    count = records.get("missing", 0)
+    return [f"Not run yet: {count} of this table's runs; `--resume` goes on with them."] if count else []
 
 
 def _failed(records: Record) -> list[str]:

@@ -44,6 +44,8 @@ def system_passes(record: RunRecord, system: str) -> int | None:
     """
     costs = stage_costs(record.stages)
     needed = _NEEDS.get(system, (f"rival_{system}",))
+    if system == OURS and record.setting("adapters.continue_source"):
+        needed = (*needed, "rival_sequential")
     there = [name for name in needed if name in record.stages]
     reused = [name for name in there if record.result(name).get("reused")]
     if any(name not in costs and name not in reused for name in there):

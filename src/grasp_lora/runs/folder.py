@@ -25,7 +25,8 @@ MARKER = ".grasp-run"
 FORMAT = 1
 FILES = ("config.yaml", "manifest.json", "events.jsonl", "results.json")
 TRACKERS = "trackers"
-FOLDERS = ("stages", "export", "report", TRACKERS)
+TOKENS = "tokens"
+FOLDERS = ("stages", "export", "report", TRACKERS, TOKENS)
 RESULT = "result.json"
 _STAGE_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]*")
 
@@ -121,7 +122,7 @@ class RunFolder:
         """Open a run to read it, also while it is being written; raises `RunError` when it is none."""
         path = Path(path)
         if not path.is_dir():
-            raise RunError(f"run folder {path} does not exist. Check the path, or start the run without --resume.")
+            raise RunError(f"run folder {path} does not exist. Check the path; a run is started without --resume.")
         if not (path / MARKER).is_file():
             raise RunError(f"{path} is not a run folder (it has no {MARKER}). Give the folder that a run printed.")
         found = read_json(path / MARKER)

@@ -18,7 +18,7 @@ from ..rng import forked_global_state
 from .callbacks import Callback
 from .passes import pass_tokens
 from .selector import MaskSelector
-from .state import Outcome, Plumbing, Position
+from .state import BEFORE, Outcome, Plumbing, Position
 from .step import TrainingPass
 
 
@@ -42,6 +42,7 @@ class TrainingLoop:
         self._tokens = pass_tokens(attached.speed, config, items)
         self._dev, self._callbacks, self._selector = dev, callbacks, selector
         self.judging: Callable[[], bool] = lambda: True
+        self.judging_start = False  # whether dev may also choose what there was before the first update
         self._io = plumbing or Plumbing()
         self._name = self._io.name
         on_gpu = self.bank.values.device.type == "cuda"
@@ -74,6 +75,8 @@ class TrainingLoop:
             if self.position.step == 0:
                 for callback in self._callbacks:
                     callback.start()
+                if self.judging_start and self._dev is not None:
+                    self._judge_start(self._dev)
             self._epochs()
         except torch.OutOfMemoryError as error:
             raise TrainingError(
@@ -188,7 +191,14 @@ class TrainingLoop:
         self._io.log("epoch", event)
         position.epoch, position.update, position.loss_sum = position.epoch + 1, 0, 0.0
 
-    def _judge(self, dev: Evaluator) -> float:
+    def _judge_start(self, dev: Evaluator) -> None:
+        """Take what there is before any training as the best so far."""
+        loss = self._dev_loss(dev)
+        self.position.start_dev_loss, self.position.best_epoch = loss, BEFORE
+        self._best = self.bank.state()
+        self._io.log("start_dev", {"dev_loss": loss})
+
+    def _dev_loss(self, dev: Evaluator) -> float:
         position, before = self.position, dev.token_passes
         loss = float(dev.losses().mean())
         position.dev_tokens += dev.token_passes - before
@@ -197,7 +207,12 @@ class TrainingLoop:
                 f"the dev loss became {loss} at step {position.step} of {self._name}. The last checkpoint is kept. "
                 "Lower the learning rate or set max_grad_norm, and start again."
             )
-        best = min(position.dev_losses, default=math.inf)
+        return loss
+
+    def _judge(self, dev: Evaluator) -> float:
+        position, loss = self.position, self._dev_loss(dev)
+        start = math.inf if position.start_dev_loss is None else position.start_dev_loss
+        best = min([start, *position.dev_losses])
         position.dev_losses.append(loss)
         if loss < best:
             position.best_epoch, position.epochs_since_best = position.epoch, 0
@@ -214,7 +229,7 @@ class TrainingLoop:
         epochs = p.epoch + (1 if p.update else 0)
         return Outcome(
             p.step, epochs, p.best_epoch, tuple(p.dev_losses), tuple(p.epoch_losses), p.stopped,
-            p.trained_tokens, p.dev_tokens,
+            p.trained_tokens, p.dev_tokens, p.start_dev_loss,
         )  # fmt: skip
 
     def _checkpoint(self) -> None:

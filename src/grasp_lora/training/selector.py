@@ -40,6 +40,11 @@ class MaskSelector:
         self._selections = 0
         self.probe_tokens = 0  # what the first statistics cost, in tokens forward
 
+    @property
+    def statistics(self) -> ChannelNorms:
+        """Channel norms gathered since the last selection."""
+        return self._norms
+
     def gathering(self, mask: Tensor) -> AbstractContextManager[None]:
         """Wrap a training forward over a batch with attention mask (B, T)."""
         if self._prune.importance != "activation":

@@ -15,7 +15,7 @@ from ..adapters.discover import module_shapes, output_head
 from ..adapters.inject import Injection
 from ..adapters.peft_load import AdapterFactors
 from ..config import Config
-from ..data import Encoded, EncodedSet, Example, Task, build_task, encode
+from ..data import Encoded, EncodedSet, Example, Task, build_task, encode_kept
 from ..errors import DataError
 from ..probing import Attached, Evaluator
 from ..probing.compiled import CompiledLayers
@@ -25,13 +25,15 @@ from ..probing.compiled import CompiledLayers
 class Base:
     """A frozen causal language model with its tokenizer.
 
-    `name` is what an exported adapter records as its base model; `fingerprint` a content hash for the manifest.
+    `name` and `revision` are what an exported adapter records as its base model; `fingerprint` is a content hash for
+    the manifest.
     """
 
     model: nn.Module
     tokenizer: Any
     name: str
     fingerprint: str
+    revision: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -94,7 +96,8 @@ class Setup:
                     "it is never taken from another split."
                 )
             task = self.task if role == "target" else self.source_task
-            self._encoded[key] = encode(examples, task, self.base.tokenizer, self.config.task.max_length)
+            kept, limit = self.config.run.tokens, self.config.task.max_length
+            self._encoded[key] = encode_kept(kept, examples, task, self.base.tokenizer, limit)
         return self._encoded[key]
 
     def items(self, split: str, role: str = "target") -> tuple[Encoded, ...]:

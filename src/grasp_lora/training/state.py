@@ -10,6 +10,8 @@ from torch import Tensor
 
 Log = Callable[[str, dict[str, Any]], None]
 Save = Callable[[dict[str, Tensor], dict[str, Any]], None]
+BEFORE = -1
+"""The best epoch of a run that did not get better than what it began with."""
 
 
 @dataclass
@@ -27,13 +29,15 @@ class Position:
     loss_sum: float = 0.0
     trained_tokens: int = 0
     dev_tokens: int = 0
+    start_dev_loss: float | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a run ended. Losses are means over examples of the mean cross-entropy of answer tokens (nats).
 
-    `trained_tokens` went forward and backward, `dev_tokens` forward only; padding is not counted.
+    `trained_tokens` went forward and backward, `dev_tokens` forward only; padding is not counted. `start_dev_loss` is
+    that before the first update, where dev may choose it too; `best_epoch` is BEFORE when it did.
     """
 
     steps: int
@@ -44,6 +48,7 @@ class Outcome:
     stopped_early: bool
     trained_tokens: int
     dev_tokens: int
+    start_dev_loss: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,21 @@
 """A comparison from its settings to its tables: check everything, train the adapters, run the methods, gather.
 
-Two waves: first all adapters, every method that trains nothing, and on the first seed every learning rate; then the
-other seeds with each method's better rate per task, chosen by dev loss.
+On the first seed every learning rate is tried; the other seeds follow with each method's better rate per task, chosen
+by dev loss.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...config import Config, build_config, to_dict, to_yaml
-from ...errors import ConfigError, MissingExtraError, RunError
-from ...report.comparison import tables
+from ...errors import ConfigError, MissingExtraError, RunError, nearest
+from ...report.comparison import tables as make_tables
 from ...report.cost_quality import cost_quality_plot
 from ...runs import (
     Progress,
@@ -29,108 +30,143 @@ from ...runs import (
 from ..checks import preflight
 from ..models import resolve_device
 from ..opening import clean_stops, inputs_of
+from .agenda import Agenda
 from .gather import gather
-from .schedule import Pool
-from .tuning import Tuning, choose
-from .units import Cell, Row, Unit, adapter_units, cells_of, method_unit, needed_splits, rows_of
+from .parts import MAIN, Part, parts_of
+from .schedule import Limits, Pool, Results
+from .units import needed_splits
 
 DEFAULT_FOLDER = "runs/compare"
-TABLES, PLOT = "comparison.md", "cost-quality.svg"
+TABLES, PLOT = "comparison{}.md", "cost-quality{}.svg"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A finished comparison: its folder, its records (JSON values), tables as Markdown, and how it ended."""
+    """A comparison: its folder, its records (JSON values), tables as Markdown, and how it ended.
+
+    `parts` holds the records of `compare.parts` by name; `tables` shows all of them.
+    """
 
     folder: Path
     records: Mapping[str, Any]
     tables: str
     exit_code: int
+    parts: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What is compared, checked."""
+class Asked:
+    """What to do in the folder: go on or replace; run what is missing, and make records and tables, or one of them."""
 
-    config: Config
-    folder: RunFolder
-    rows: Sequence[Row]
-    cells: Mapping[int, Sequence[Cell]]
-
-    @property
-    def stages(self) -> Path:
-        return self.folder.path / "stages"
-
-    def unit(self, cell: Cell, row: Row, lr: float | None) -> Unit:
-        generate = self.config.compare.generate
-        return method_unit(self.stages, cell, row, lr, generate is None or row.name in generate)
+    resume: bool = False
+    overwrite: bool = False
+    run: bool = True
+    tables: bool = True
 
 
-def compare_config(config: Config, methods: Sequence[str] | None = None, jobs: int | None = None) -> Config:
+def compare_config(
+    config: Config, methods: Sequence[str] | None = None, jobs: int | None = None, time_limit: float | None = None,
+    parts: Sequence[str] | None = None,
+) -> Config:  # fmt: skip
     """Return the settings of a comparison with its folder and the choices of the command line in place.
 
-    Raises `ConfigError` for choices that do not go together.
+    `methods` are the rows of the main table, which then is the only one; `parts` keeps some of `compare.parts`. Raises
+    `ConfigError` for choices that do not go together.
     """
     tree = to_dict(config)
+    section = tree["compare"]
     tree["run"]["dir"] = config.run.dir or DEFAULT_FOLDER
-    tree["compare"] |= {} if jobs is None else {"jobs": jobs}
-    tree["compare"] |= {} if methods is None else {"methods": list(methods)}
+    section |= {} if jobs is None else {"jobs": jobs}
+    section |= {} if time_limit is None else {"time_limit": time_limit}
+    if methods is not None:
+        section |= {"methods": list(methods), "parts": []}
+    if parts is not None:
+        known = [part["name"] for part in section["parts"]]
+        for name in parts:
+            if name not in known:
+                raise ConfigError(f"compare.parts: no part '{name}' here.{nearest(name, known)} Parts: {known}.")
+        section["parts"] = [part for part in section["parts"] if part["name"] in parts]
     return build_config(tree)
 
 
 def compare(
-    config: Config, progress: Progress | None = None, *, resume: bool = False, overwrite: bool = False,
-    command: Sequence[str] = (),
-) -> Comparison:  # fmt: skip
+    config: Config, progress: Progress | None = None, asked: Asked | None = None, *, command: Sequence[str] = ()
+) -> Comparison:
     """Run a comparison, or go on with one, and return its tables; `config` comes from `compare_config`.
 
     Raises a `GraspError` for what is wrong before anything starts, and `Interrupted` when stopped. A unit that fails
     does not: it is in the records, and `exit_code` is that of the first failure.
     """
-    if resume and overwrite:
+    asked = asked or Asked()
+    if asked.resume and asked.overwrite:
         raise ConfigError("--resume goes on with a comparison, --overwrite replaces it. Give one of them.")
+    limit = config.compare.time_limit
+    limits = Limits(config.compare.jobs, None if limit is None else time.monotonic() + limit)
     shown = progress or QuietProgress()
-    rows = rows_of(config)
-    _require_packages(rows)
-    cells = {seed: cells_of(config, seed) for seed in config.compare.seeds}
+    parts = parts_of(config)
+    if asked.run:
+        _require_packages(parts)
     told = lambda: shown.warn("stopping; press Ctrl-C again to stop at once")  # noqa: E731
     with graceful_interrupt(told) as flag, clean_stops():
-        for cell in cells[config.compare.seeds[0]]:
-            for warning in preflight(cell.config, needed_splits(cell.config, [row.method for row in rows])).warnings:
-                shown.warn(f"{cell.name}: {warning}")
-        with _open(config, cells, command, resume=resume, overwrite=overwrite) as folder:
-            work = _Work(config, folder, rows, cells)
-            with Pool(config.compare.jobs, shown, lambda: flag.requested) as pool:
-                tuning, units = _run(work, pool, shown)
-            return _finish(work, pool, tuning, units, shown)
+        if asked.run:
+            _check(parts, shown)
+        with _open(config, parts, command, asked) as folder:
+            agenda = Agenda(folder.path / "stages", parts)
+            if not asked.run:
+                return _finish(folder, parts, agenda, _recalled(agenda), shown, tables=True)
+            with Pool(limits, config.model, shown, lambda: flag.requested) as pool:
+                with shown.stage("compare", agenda.size) as task:
+                    pool.run(agenda.known(), task, agenda.more)
+                return _finish(folder, parts, agenda, pool.results, shown, tables=asked.tables)
 
 
-def _require_packages(rows: Sequence[Row]) -> None:
+def _recalled(agenda: Agenda) -> Results:
+    """Return what earlier calls have done, without running anything."""
+    results, units = Results(), agenda.known()
+    while units:
+        results.recall(units)
+        units = agenda.more(results)
+    return results
+
+
+def _check(parts: Sequence[Part], progress: Progress) -> None:
+    """Check every cell once before hours of work; raises the `GraspError` of the first problem."""
+    seen = set()
+    for part in parts:
+        for cell in part.first:
+            if cell.name not in seen:
+                needed = needed_splits(cell.config, [row.method for row in part.rows])
+                for warning in preflight(cell.config, needed).warnings:
+                    progress.warn(f"{cell.name}: {warning}")
+            seen.add(cell.name)
+
+
+def _require_packages(parts: Sequence[Part]) -> None:
     """Raise `MissingExtraError` before hours of work, not after."""
-    for row in rows:
+    for row in (row for part in parts for row in part.rows):
         for package in ("optuna", "nevergrad") if row.method.extra else ():
             if importlib.util.find_spec(package) is None:
                 raise MissingExtraError(package, "baselines", f"method {row.name} (or choose others with --methods)")
 
 
-def _open(
-    config: Config, cells: Mapping[int, Sequence[Cell]], command: Sequence[str], *, resume: bool, overwrite: bool
-) -> RunFolder:
+def _open(config: Config, parts: Sequence[Part], command: Sequence[str], asked: Asked) -> RunFolder:
     """Make or go on with the comparison's folder; raises `RunError` when an input of a cell has changed since."""
-    first = cells[config.compare.seeds[0]]
     inputs = {
         (role if role == "model" else f"{cell.name}.{role}"): path
-        for cell in first
+        for part in parts
+        for cell in part.first
         for role, path in inputs_of(cell.config).items()
     }
     device = str(resolve_device(config.model.device))
-    manifest = build_manifest(config, inputs, command=command, device=device)
     path = str(config.run.dir)
-    if not resume:
-        folder = RunFolder.create(path, to_yaml(config), overwrite=overwrite)
-        folder.write_manifest(manifest)
+    if not asked.resume:
+        folder = RunFolder.create(path, to_yaml(config), overwrite=asked.overwrite)
+        folder.write_manifest(build_manifest(config, inputs, command=command, device=device))
         return folder
     folder = RunFolder.resume(path, to_yaml(config))
+    if not asked.run:  # what the records say of machine and code stays what it was when the runs were made
+        return folder
+    manifest = build_manifest(config, inputs, command=command, device=device)
     before = folder.manifest()["inputs"]
     known = {role: entry for role, entry in manifest["inputs"].items() if role in before}
     changed = changed_inputs({"inputs": {role: before[role] for role in known}}, {"inputs": known})
@@ -141,41 +177,26 @@ def _open(
     return folder
 
 
-def _run(work: _Work, pool: Pool, progress: Progress) -> tuple[Tuning, list[Unit]]:
-    """Run both waves; returns the chosen learning rates and the units whose results enter the tables."""
-    seeds, lrs = work.config.compare.seeds, work.config.compare.lrs
-    every = [cell for cells in work.cells.values() for cell in cells]
-    adapters = adapter_units(work.stages, every, work.rows)
-    fixed = [work.unit(cell, row, None) for cell in every for row in work.rows if not row.method.runs]
-    first = work.cells[seeds[0]]
-    tried = [work.unit(cell, row, lr) for cell in first for row in work.rows if row.method.runs for lr in lrs]
-    later = sum(row.method.runs for row in work.rows) * (len(every) - len(first))
-    with progress.stage("compare", len(adapters) + len(fixed) + len(tried) + later) as task:
-        pool.run([*adapters.values(), *fixed, *tried], task)
-        tuning = choose(tried, pool.results, first, work.config.compare.lrs)
-        chosen = [
-            work.unit(cell, row, tuning.rate(row.name, cell.config.task.name))
-            for cell in every for row in work.rows if row.method.runs
-        ]  # fmt: skip
-        pool.run([unit for unit in chosen if unit.key not in {one.key for one in tried}], task)
-    return tuning, [*adapters.values(), *fixed, *chosen]
-
-
-def _finish(work: _Work, pool: Pool, tuning: Tuning, units: Sequence[Unit], progress: Progress) -> Comparison:
-    """Write records, tables and the plot."""
-    records = gather(work.config, work.rows, work.cells, units, pool, tuning) | {
-        "provenance": _provenance(work.folder.manifest())
-    }
-    report = work.folder.path / "report"
-    text = tables(records)
-    write_json_atomic(work.folder.path / "results.json", records)
-    write_text_atomic(report / TABLES, text)
-    try:
-        cost_quality_plot(records, report / PLOT)
-    except MissingExtraError as error:
-        progress.warn(str(error))
-    failures = list(pool.failures.values())
-    return Comparison(work.folder.path, records, text, failures[0].exit_code if failures else 0)
+def _finish(
+    folder: RunFolder, parts: Sequence[Part], agenda: Agenda, results: Results, progress: Progress, *, tables: bool
+) -> Comparison:
+    """Write records, tables and the plot of every part, and return them."""
+    records: dict[str, Any] = {}
+    text: dict[str, str] = {}
+    provenance = {"provenance": _provenance(folder.manifest())}
+    for part in parts if tables else ():
+        found = gather(part, agenda.shown(part), results, agenda.tuning) | provenance
+        records[part.name], text[part.name] = found, make_tables(found)
+        write_json_atomic(folder.path / f"results{part.suffix}.json", found)
+        write_text_atomic(folder.path / "report" / TABLES.format(part.suffix), text[part.name])
+        try:
+            cost_quality_plot(found, folder.path / "report" / PLOT.format(part.suffix))
+        except MissingExtraError as error:
+            progress.warn(str(error))
+    failures = list(results.failures.values())
+    whole = "\n".join(f"# {name}\n\n{one}" if name else one for name, one in text.items())
+    exit_code = failures[0].exit_code if failures else 0
+    return Comparison(folder.path, records.pop(MAIN, {}), whole, exit_code, records)
 
 
 def _provenance(manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from ...config import Config
 from ...metrics.bootstrap import bootstrap_interval, paired_bootstrap
 from ...runs import portable
-from .schedule import Pool
+from .parts import Part
+from .schedule import Results
 from .tuning import Tuning
-from .units import Cell, Row, Unit
+from .units import Cell, Unit
 from .worker import TEST
 
 FORMAT = 1
@@ -25,12 +26,12 @@ _TEXT = {"id", "question", "references", "prediction"}
 Values = Mapping[int, NDArray[np.float64]]  # per seed, one value per test example
 
 
-def gather(
-    config: Config, rows: Sequence[Row], cells: Mapping[int, Sequence[Cell]], units: Sequence[Unit], pool: Pool,
-    tuning: Tuning,
-) -> dict[str, Any]:  # fmt: skip
-    """Return the record of a comparison as JSON values."""
-    first = cells[config.compare.seeds[0]]
+def gather(part: Part, units: Sequence[Unit], results: Results, tuning: Tuning) -> dict[str, Any]:
+    """Return the record of a comparison's part as JSON values; `units` are those that its tables show."""
+    config, keys = part.config, {unit.key for unit in units} | {unit.key for unit in tuning.tried}
+    own = {str(unit.row) for unit in units} & {str(unit.row) for unit in tuning.tried}
+    choices = tuning.choices(sorted(own), part.tasks, results.done)
+    names = [row.name for row in part.rows]
     return {
         "format": FORMAT,
         "model": portable(config.model.name_or_path),
@@ -38,12 +39,19 @@ def gather(
         "reference": config.compare.reference,
         "seeds": list(config.compare.seeds),
         "jobs": config.compare.jobs,
-        "codes": sorted({pool.results[unit.key]["code"] for unit in units if unit.key in pool.results}),
-        "adapters": [_adapter(unit, pool) for unit in units if unit.role is not None and unit.key in pool.results],
-        "tuning": [_choice(choice) for choice in tuning.choices],
-        "cells": [_cell(config, cell, rows, [u for u in units if u.cell == cell.name], pool) for cell in first],
-        "failed": [{"unit": key, "error": portable(done.error)} for key, done in pool.failures.items()],
+        "codes": sorted({results.done[unit.key]["code"] for unit in units if unit.key in results.done}),
+        "adapters": [_adapter(u, results) for u in units if u.role is not None and u.key in results.done],
+        "tuning": [_choice(choice) for choice in sorted(choices, key=lambda choice: names.index(choice.row))],
+        "cells": [_cell(part, cell, [u for u in units if u.cell == cell.name], results) for cell in part.first],
+        "failed": [{"unit": k, "error": portable(done.error)} for k, done in results.failures.items() if k in keys],
+        "missing": _missing(part, units, results),
     }  # fmt: skip
+
+
+def _missing(part: Part, units: Sequence[Unit], results: Results) -> int:
+    """Return how many runs of the tables have neither ended nor failed, those without a learning rate yet included."""
+    wanted = len(part.rows) * sum(len(cells) for cells in part.cells.values())
+    return wanted - sum(results.ended(unit.key) for unit in units if unit.role is None)
 
 
 def _choice(choice: Any) -> dict[str, Any]:
@@ -51,20 +59,21 @@ def _choice(choice: Any) -> dict[str, Any]:
     return found | {"dev_losses": {f"{lr:g}": loss for lr, loss in found["dev_losses"].items()}}
 
 
-def _adapter(unit: Unit, pool: Pool) -> dict[str, Any]:
-    return {"role": unit.role, "cell": unit.cell, "seed": unit.config.seed, "cost": pool.results[unit.key]["cost"]}
+def _adapter(unit: Unit, results: Results) -> dict[str, Any]:
+    return {"role": unit.role, "cell": unit.cell, "seed": unit.config.seed, "cost": results.done[unit.key]["cost"]}
 
 
-def _cell(config: Config, cell: Cell, rows: Sequence[Row], units: Sequence[Unit], pool: Pool) -> dict[str, Any]:
+def _cell(part: Part, cell: Cell, units: Sequence[Unit], known: Results) -> dict[str, Any]:
     """Return one cell: every row's scores, and its differences to the reference on the same examples."""
-    done = {row.name: [u for u in units if u.row == row.name and u.key in pool.results] for row in rows}
+    config, rows = part.config, part.rows
+    done = {row.name: [u for u in units if u.row == row.name and u.key in known.done] for row in rows}
     values = {name: _per_example(found) for name, found in done.items() if found}
     reference = values.get(config.compare.reference, {})
     table = []
     for row in rows:
         if not done[row.name]:
             continue
-        results = [pool.results[unit.key] for unit in done[row.name]]
+        results = [known.done[unit.key] for unit in done[row.name]]
         table.append(
             {
                 "row": row.name, "title": row.title, "method": row.method.name, "formula": row.method.formula,
@@ -77,8 +86,8 @@ def _cell(config: Config, cell: Cell, rows: Sequence[Row], units: Sequence[Unit]
             }
         )  # fmt: skip
     task = cell.config.task
-    examples = max((result["examples"] for result in pool.results.values() if result.get("cell") == cell.name
-                    and result.get("examples")), default=0)  # fmt: skip
+    scored = [known.done[unit.key] for units in done.values() for unit in units]
+    examples = max((result["examples"] for result in scored), default=0)
     return {"name": cell.name, "task": task.name, "language": task.language, "examples": examples, "rows": table}
 
 

@@ -1,141 +1,141 @@
-"""Units side by side: processes that each load the base model once, in the order their adapters become ready.
+"""Units side by side, in the order of their importance and as their adapters become ready.
 
 A unit that fails is recorded and its dependants with it; everything else goes on. A stop request lets running units
-save a checkpoint and starts no new ones.
+save a checkpoint and starts no new ones; after a time limit no new ones are started, and running ones end.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
+import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
+from ...config import ModelConfig
 from ...errors import GraspError, Interrupted
 from ...runs import Progress, write_text_atomic
 from ...runs.progress import Task
+from .slots import Slots
 from .units import Unit
-from .worker import Done, run_unit
+from .worker import Done, finished
 
-_stop: Any = None  # the event of a worker process, set once by its initializer
 _LOOK_EVERY = 0.5  # seconds between two looks at the stop request
 TRACE = "traceback.txt"
 
 
-def _begin_process(stop: Any) -> None:
-    global _stop
-    _stop = stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the first process decides
-
-
-def _in_process(unit: Unit) -> Done:
-    return run_unit(unit, _stop.is_set)
-
-
-@contextmanager
-def _threads_each(jobs: int) -> Iterator[None]:
-    """Let each new process use its share of the cores, unless the user has said how many."""
-    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
-        yield
-        return
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-    try:
-        yield
-    finally:
-        del os.environ["OMP_NUM_THREADS"]
-
-
 @dataclass
-class Pool:
-    """Where units run: one at a time in a thread of this process, or `jobs` at once in processes of their own."""
+class Results:
+    """What is known of units by their keys: results, and what went wrong."""
 
-    jobs: int
-    progress: Progress
-    stop_requested: Callable[[], bool]
-    results: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    done: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     failures: dict[str, Done] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self._context = multiprocessing.get_context("spawn")
-        self._event: Any = threading.Event() if self.jobs == 1 else self._context.Event()
-        self._executor: Executor | None = None
-        self._origin: dict[Future[Done], Executor] = {}
+    def ended(self, key: str) -> bool:
+        """Return whether a unit is done or has failed."""
+        return key in self.done or key in self.failures
+
+    def recall(self, units: Sequence[Unit]) -> None:
+        """Take what earlier calls have left of these units; a result under other settings is a failure."""
+        for unit in units:
+            found = None if self.ended(unit.key) else finished(unit)
+            if found is not None and found.result is not None:
+                self.done[unit.key] = found.result
+            elif found is not None:
+                self.failures[unit.key] = found
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many units at once, and until when new ones are started (`time.monotonic`; None: without an end)."""
+
+    jobs: int
+    until: float | None = None
+
+
+class Pool:
+    """Runs units in slots (`Slots`) and keeps their results."""
+
+    def __init__(
+        self, limits: Limits, model: ModelConfig, progress: Progress, stop_requested: Callable[[], bool]
+    ) -> None:
+        self.results = Results()
+        self._limits, self._progress, self._stop_requested = limits, progress, stop_requested
+        self._slots = Slots(limits.jobs, model)
+        self._seconds: dict[str, list[float]] = {}
 
     def __enter__(self) -> Pool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._event.set()
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
+        self._slots.close()
 
-    def run(self, units: Sequence[Unit], task: Task) -> None:
+    def run(self, units: Sequence[Unit], task: Task, more: Callable[[Results], Sequence[Unit]]) -> None:
         """Do all units that are not done yet, adapters before what is made from them.
 
-        Raises `Interrupted` when a stop was requested, after the running units have ended.
+        `more` gives further units whenever some have ended. Raises `Interrupted` when a stop was requested, after the
+        running units have ended.
         """
-        with _threads_each(self.jobs):
-            self._run([unit for unit in units if unit.key not in self.results], task)
-
-    def _run(self, waiting: list[Unit], task: Task) -> None:
+        waiting = [*self._new(units, task), *self._more(task, more)]
         running: dict[Future[Done], Unit] = {}
+        self._slots.warm_up(len(waiting))
         while waiting or running:
-            if self.stop_requested():
-                self._event.set()
+            if self._stop_requested():
+                self._slots.stop()
+            if self._slots.stopping or (self._limits.until is not None and time.monotonic() > self._limits.until):
                 waiting = []
             self._start(waiting, running, task)
-            if not running:
-                continue
-            finished, _ = wait(running, timeout=_LOOK_EVERY, return_when=FIRST_COMPLETED)
-            for future in finished:
+            finished_now, _ = wait(running, timeout=_LOOK_EVERY, return_when=FIRST_COMPLETED)
+            for future in finished_now:
                 self._end(running.pop(future), future, task)
-        if self._event.is_set():
+            if finished_now:
+                waiting += self._more(task, more)
+        if self._slots.stopping:
             raise Interrupted("stopped; what is done is kept. Go on with --resume.")
+
+    def _more(self, task: Task, more: Callable[[Results], Sequence[Unit]]) -> list[Unit]:
+        """Return what has become possible and is not done: what earlier calls have done may make more possible."""
+        found: list[Unit] = []
+        while units := more(self.results):
+            found += self._new(units, task)
+        return found
+
+    def _new(self, units: Sequence[Unit], task: Task) -> list[Unit]:
+        """Return those of `units` that are still to be run."""
+        self.results.recall(units)
+        for unit in units:
+            if unit.key in self.results.failures:
+                self._fail(unit, self.results.failures[unit.key], task)
+            elif unit.key in self.results.done:
+                task.advance(1)
+        return [unit for unit in units if not self.results.ended(unit.key)]
 
     def _start(self, waiting: list[Unit], running: dict[Future[Done], Unit], task: Task) -> None:
         """Start what is ready while there is room, and give up what waits for something that failed."""
         for unit in list(waiting):
-            broken = [key for key in unit.waits if key in self.failures]
+            broken = [key for key in unit.waits if key in self.results.failures]
             if broken:
                 waiting.remove(unit)
-                cause = self.failures[broken[0]]
+                cause = self.results.failures[broken[0]]
                 self._fail(unit, Done(unit.key, None, f"its {broken[0]} failed: {cause.error}", cause.exit_code), task)
-            elif len(running) < self.jobs and all(key in self.results for key in unit.waits):
-                waiting.remove(unit)
-                running[self._submit(unit)] = unit
+        ready = [unit for unit in waiting if all(key in self.results.done for key in unit.waits)]
+        for unit in sorted(ready, key=self._urgency)[: self._slots.free]:
+            waiting.remove(unit)
+            running[self._slots.submit(unit)] = unit
 
-    def _submit(self, unit: Unit) -> Future[Done]:
-        executor = self._executor = self._executor or self._new_executor()
-        try:
-            if self.jobs == 1:
-                future = executor.submit(run_unit, unit, self._event.is_set)
-            else:
-                future = executor.submit(_in_process, unit)
-        except BrokenProcessPool:  # a process died since the last look; its unit is told by its own future
-            self._executor = None
-            return self._submit(unit)
-        self._origin[future] = executor
-        return future
-
-    def _new_executor(self) -> Executor:
-        if self.jobs == 1:
-            return ThreadPoolExecutor(1)
-        return ProcessPoolExecutor(
-            self.jobs, mp_context=self._context, initializer=_begin_process, initargs=(self._event,)
-        )
+    def _urgency(self, unit: Unit) -> tuple[int, float]:
+        """Return what sorts units: by rank, then those first whose rows have taken longest so far."""
+        known = self._seconds.get(unit.kind)
+        return unit.rank, -fmean(known) if known else float("-inf")
 
     def _end(self, unit: Unit, future: Future[Done], task: Task) -> None:
-        error, origin = future.exception(), self._origin.pop(future)
+        self._slots.ended(future)
+        error = future.exception()
         if isinstance(error, BrokenProcessPool):
-            self._executor = None if origin is self._executor else self._executor
-            died = "a process of the comparison died, perhaps for lack of memory. Lower compare.jobs and use --resume"
+            died = "its process died, perhaps for lack of memory. Lower compare.jobs and use --resume"
             self._fail(unit, Done(unit.key, None, f"{died}.", GraspError.exit_code), task)
         elif error is not None:
             write_text_atomic(unit.path / TRACE, "".join(traceback.format_exception(error)))
@@ -144,16 +144,17 @@ class Pool:
         else:
             done = future.result()
             if done.result is not None:
-                self.results[unit.key] = done.result
+                self.results.done[unit.key] = done.result
+                self._seconds.setdefault(unit.kind, []).append(done.result["cost"]["seconds"])
                 task.advance(1)
-                self.progress.note(f"{unit.words}: {_shown(done.result)}")
+                self._progress.note(f"{unit.words}: {_shown(done.result)}")
             elif not done.interrupted:
                 self._fail(unit, done, task)
 
     def _fail(self, unit: Unit, done: Done, task: Task) -> None:
-        self.failures[unit.key] = done
+        self.results.failures[unit.key] = done
         task.advance(1)
-        self.progress.warn(f"{unit.words}: failed: {done.error}")
+        self._progress.warn(f"{unit.words}: failed: {done.error}")
 
 
 def _shown(result: Mapping[str, Any]) -> str:

@@ -1,18 +1,20 @@
-"""The learning rate of every method that trains: the better dev loss, once per method and task, on the first seed."""
+"""The learning rate of every row that trains: the better dev loss, once per row and task, on the first seed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from .units import Cell, Unit
+from .units import Unit
+
+Results = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One method on one task: mean dev loss over the cells by rate, the rate taken, what the other rates cost."""
+    """One row on one task: mean dev loss over the cells by rate, the rate taken, what the other rates cost."""
 
     row: str
     task: str
@@ -22,41 +24,56 @@ class Choice:
     seconds: float
 
 
-@dataclass(frozen=True)
 class Tuning:
-    """All choices; a method without one (every cell failed) goes on with the first rate."""
+    """The rates that are tried, and those that are chosen as soon as every run that tries one has ended."""
 
-    choices: Sequence[Choice]
-    default: float
+    def __init__(self, lrs: Sequence[float]) -> None:
+        self._lrs = lrs
+        self._tried: dict[tuple[str, str], Sequence[Unit]] = {}
+        self._rates: dict[tuple[str, str], float] = {}
 
-    def rate(self, row: str, task: str) -> float:
-        """Return the rate of a method on a task."""
-        return next((c.lr for c in self.choices if (c.row, c.task) == (row, task)), self.default)
+    @property
+    def tried(self) -> list[Unit]:
+        """All runs that try a rate."""
+        return [unit for units in self._tried.values() for unit in units]
+
+    def knows(self, row: str, task: str) -> bool:
+        """Return whether rates are tried for a row and task."""
+        return (row, task) in self._tried
+
+    def add(self, row: str, task: str, units: Sequence[Unit]) -> None:
+        """Let a row's rate on a task be chosen by these runs of the first seed, all cells and rates."""
+        self._tried[row, task] = units
+
+    def settle(self, ended: Callable[[str], bool], results: Results) -> bool:
+        """Choose where all runs have ended, well or not; returns whether a rate was chosen.
+
+        A row without a choice (every cell failed, or there is no dev data) goes on with the first rate.
+        """
+        found = {
+            key: choice.lr if (choice := choose(*key, units, results, self._lrs)) else self._lrs[0]
+            for key, units in self._tried.items()
+            if key not in self._rates and (len(self._lrs) == 1 or all(ended(unit.key) for unit in units))
+        }
+        self._rates |= found
+        return bool(found)
+
+    def rate(self, row: str, task: str) -> float | None:
+        """Return the rate of a row on a task, None while it is not chosen."""
+        return self._rates.get((row, task))
+
+    def choices(self, rows: Sequence[str], tasks: Sequence[str], results: Results) -> list[Choice]:
+        """Return what was chosen for some rows and tasks, and by which losses."""
+        keys = [key for key in self._tried if key in self._rates and key[0] in rows and key[1] in tasks]
+        found = [choose(*key, self._tried[key], results, self._lrs) for key in keys]
+        return [choice for choice in found if choice is not None]
 
 
-def choose(
-    tried: Sequence[Unit], results: Mapping[str, Mapping[str, Any]], cells: Sequence[Cell], lrs: Sequence[float]
-) -> Tuning:
-    """Return the choices from the results of the first seed.
+def choose(row: str, task: str, units: Sequence[Unit], results: Results, lrs: Sequence[float]) -> Choice | None:
+    """Return the rate with the lowest mean dev loss; None when no cell has all of them.
 
-    Only cells on which every rate ended count, so that all rates are judged on the same ones. Without dev data the
-    first rate is taken.
+    Only cells on which every rate ended count, so that all rates are judged on the same ones.
     """
-    choices = []
-    for row in dict.fromkeys(str(unit.row) for unit in tried):
-        for task in dict.fromkeys(cell.config.task.name for cell in cells):
-            names = {cell.name for cell in cells if cell.config.task.name == task}
-            units = [unit for unit in tried if unit.row == row and unit.cell in names]
-            choice = _choice(row, task, units, results, lrs)
-            if choice is not None:
-                choices.append(choice)
-    return Tuning(tuple(choices), lrs[0])
-
-
-def _choice(
-    row: str, task: str, units: Sequence[Unit], results: Mapping[str, Mapping[str, Any]], lrs: Sequence[float]
-) -> Choice | None:
-    """Return the rate with the lowest mean dev loss; None when no cell has all of them."""
     losses = {(unit.cell, unit.lr): results[unit.key]["dev_loss"] for unit in units if unit.key in results}
     whole = [c for c in dict.fromkeys(u.cell for u in units) if all(losses.get((c, lr)) is not None for lr in lrs)]
     if not whole:

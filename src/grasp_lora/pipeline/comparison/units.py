@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,18 +12,23 @@ from typing import Any, Literal
 from ...baselines import METHODS, Method, find_method
 from ...config import CellConfig, CompareConfig, Config, DataConfig, SplitFiles, load_config, to_dict, to_yaml
 from ...errors import ConfigError, nearest
+from ...runs.folder import TOKENS
 
 Role = Literal["source", "target"]
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the tables: a method, or a variant of one under other settings."""
+    """A row of the tables: a method, or a variant of one under other settings.
+
+    `rate_of` names the row whose learning rate it takes: its own, unless it measures or varies another one.
+    """
 
     name: str
     title: str
     method: Method
     settings: Mapping[str, Any]
+    rate_of: str
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class Cell:
 class Unit:
     """One run of the comparison in the folder `path`: training an adapter (`row` None), or a method with one rate.
 
-    `waits` are the keys of the adapters it is made from; `generate` says whether it is scored by generation too.
+    `waits` are the keys of the adapters it is made from; `generate` says whether it is scored by generation too; units
+    of a lower `rank` come first.
     """
 
     key: str
@@ -57,31 +63,38 @@ class Unit:
     lr: float | None = None
     waits: tuple[str, ...] = ()
     generate: bool = True
+    rank: int = 0
+
+    @property
+    def kind(self) -> str:
+        """What takes about as long as this: the other units of the row, or of the adapter's role."""
+        return self.row or f"{self.role} adapter"
 
     @property
     def words(self) -> str:
         """The unit in words, for messages."""
-        what = self.row or f"{self.role} adapter"
-        return f"{self.cell}, seed {self.config.seed}, {what}" + (f", lr {self.lr:g}" if self.lr is not None else "")
+        rate = f", lr {self.lr:g}" if self.lr is not None else ""
+        return f"{self.cell}, seed {self.config.seed}, {self.kind}{rate}"
 
 
 def rows_of(config: Config) -> list[Row]:
     """Return the rows of the tables; raises `ConfigError` for an unknown method or reference."""
-    chosen = [find_method(name) for name in config.compare.methods or tuple(METHODS)]
-    rows = [Row(method.name, method.title, method, {}) for method in chosen]
+    rivals = tuple(name for name, method in METHODS.items() if method.rate_of is None)
+    chosen = [find_method(name) for name in config.compare.methods or rivals]
+    rows = [Row(method.name, method.title, method, {}, method.rate_of or method.name) for method in chosen]
     for variant in config.compare.variants:
         if variant.name in METHODS:
             raise ConfigError(f"compare.variants: '{variant.name}' is the name of a method. Choose another one.")
         shown = ", ".join(f"{key}={value}" for key, value in variant.set.items())
         method = find_method(variant.method)
-        rows.append(Row(variant.name, f"{method.title}, {shown}" if shown else method.title, method, variant.set))
-    _require_known("reference", [config.compare.reference], [row.name for row in rows])
-    known = {*METHODS, *(row.name for row in rows)}
-    _require_known("generate", config.compare.generate or (), sorted(known))
+        title = f"{method.title}, {shown}" if shown else method.title
+        rows.append(Row(variant.name, title, method, variant.set, variant.rate_of or variant.name))
+    require_known("reference", [config.compare.reference], [row.name for row in rows])
     return rows
 
 
-def _require_known(field: str, names: Sequence[str], known: Sequence[str]) -> None:
+def require_known(field: str, names: Iterable[str], known: Sequence[str]) -> None:
+    """Raise `ConfigError` for a row that `compare.FIELD` names and nobody compares."""
     for name in names:
         if name not in known:
             raise ConfigError(
@@ -117,15 +130,11 @@ def _rooted(root: str | None, path: str) -> str:
     return path if root is None or path.startswith("hf:") else str(Path(root) / path)
 
 
-def adapter_units(folder: Path, cells: Sequence[Cell], rows: Sequence[Row]) -> dict[str, Unit]:
-    """Return the adapters to train, by key; cells with the same source data and settings share the source adapter."""
-    if all(row.method.uses == "none" for row in rows):
-        return {}
-    return {unit.key: unit for cell in cells for unit in _trained(folder, cell)}
+def adapter_units(folder: Path, cell: Cell) -> list[Unit]:
+    """Return the adapters of a cell that no folder is given for, named by what they are made from.
 
-
-def _trained(folder: Path, cell: Cell) -> list[Unit]:
-    """Return the adapters of a cell that no folder is given for, named by what they are made from."""
+    Cells with the same source data and settings share the source adapter.
+    """
     roles: tuple[Role, ...] = ("source", "target")
     units = []
     for role in roles:
@@ -133,6 +142,7 @@ def _trained(folder: Path, cell: Cell) -> list[Unit]:
             config = _adapter_config(cell.config, role)
             digest = hashlib.sha256(to_yaml(config).encode("utf-8")).hexdigest()
             key = f"{role}_adapter.{digest[:12]}.{cell.seed}"
+            config = config.model_copy(update={"run": cell.config.run})  # how often it is saved changes no adapter
             units.append(Unit(key, folder / key, _placed(config, folder / key), cell.name, role=role))
     return units
 
@@ -150,13 +160,14 @@ def _adapter_config(config: Config, role: Role) -> Config:
     return Config(seed=config.seed, model=config.model, task=task, data=data, lora=config.lora, **training)
 
 
-def method_unit(folder: Path, cell: Cell, row: Row, lr: float | None, generate: bool) -> Unit:
-    """Return one method on one cell with one learning rate (None: it trains nothing)."""
+def method_unit(
+    folder: Path, cell: Cell, row: Row, lr: float | None, adapters: Sequence[Unit], *, generate: bool
+) -> Unit:
+    """Return one method on one cell with one learning rate (None: it trains nothing), made from `adapters`."""
     key = f"{cell.key}.{row.name}" + (f".lr{lr:g}" if lr is not None else "")
     settings = dict(row.settings)
     if lr is not None:
         settings = {"search.lr": lr, "finalize.lr": lr, "train_target.lr": lr} | settings
-    adapters = [] if row.method.uses == "none" else _trained(folder, cell)
     for unit in adapters:
         settings[f"adapters.{unit.role}"] = str(unit.path / "stages" / f"{unit.role}_adapter" / "adapter")
     waits = tuple(unit.key for unit in adapters)
@@ -167,7 +178,9 @@ def method_unit(folder: Path, cell: Cell, row: Row, lr: float | None, generate: 
 
 
 def _placed(config: Config, path: Path) -> Config:
-    return config.model_copy(update={"run": config.run.model_copy(update={"dir": str(path)})})
+    """Give a unit its folder, and one for token sequences that it shares with the others."""
+    place = {"dir": str(path), "tokens": config.run.tokens or str(path.parents[1] / TOKENS)}
+    return config.model_copy(update={"run": config.run.model_copy(update=place)})
 
 
 def needed_splits(config: Config, methods: Sequence[Method]) -> list[str]:

@@ -14,6 +14,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import torch
+
 from ...adapters.merge import Pair
 from ...baselines import Method, MethodResult, find_method
 from ...config import ModelConfig, to_yaml
@@ -63,12 +65,28 @@ def _base(model: ModelConfig) -> Base:
     return load_base(model)
 
 
+def warm_up(model: ModelConfig) -> None:
+    """Load the base model, so that the first unit of this process finds it there."""
+    _base(model)
+
+
 def run_unit(unit: Unit, stop_requested: Callable[[], bool]) -> Done:
     """Do a unit, or return its result when it is done; a user's mistake comes back as an error, not as an exception."""
     try:
+        return finished(unit) or Done(unit.key, _run(unit, stop_requested))
+    except GraspError as error:
+        return Done(unit.key, None, str(error), error.exit_code)
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # other processes share this GPU
+
+
+def finished(unit: Unit) -> Done | None:
+    """Return the result that an earlier call has left, None when there is none; other settings are an error."""
+    try:
         done = StageFolder(unit.path).done()
         if done is None:
-            return Done(unit.key, _run(unit, stop_requested))
+            return None
         _resumed(unit).close()  # refuses a result under other settings
         return Done(unit.key, done)
     except GraspError as error:
@@ -90,6 +108,8 @@ def _run(unit: Unit, stop_requested: Callable[[], bool]) -> dict[str, Any]:
             adapters = [] if method.uses == "none" else all_adapters(run)
             made = method.make(context(run, method, adapters))
             extra = made.forward_tokens
+        if run.setup.base.device.type == "cuda":
+            torch.cuda.synchronize(run.setup.base.device)
         seconds = time.perf_counter() - start
         spent = _spent(run, extra) | {
             "seconds": seconds, "attempts": attempts, "peak_memory_bytes": memory.peak(), "memory_kind": memory.kind,
@@ -97,6 +117,7 @@ def _run(unit: Unit, stop_requested: Callable[[], bool]) -> dict[str, Any]:
         if unit.role is None:
             found = _judged(run, unit, method, made)
             spent["labels"] = {split: len(run.splits.target[split]) for split in method.splits(run.config)}
+        spent["scoring_seconds"] = time.perf_counter() - start - seconds
         head = {"cell": unit.cell, "row": unit.row, "role": unit.role, "seed": unit.config.seed, "lr": unit.lr,
                 "code": _code()}  # fmt: skip
         return StageFolder(unit.path).finish(head | {"cost": spent} | found)

@@ -57,6 +57,8 @@ def _caption(result: Row) -> str:
     best = outcome["best_epoch"]
     if best is None:
         return "There was no dev set to pick an epoch by, or none was asked for: the last state counts."
+    if best < 0:
+        return "No epoch had a better dev loss than the merge before training, which is the one that was kept."
     early = ", and training stopped early" if outcome["stopped_early"] else ""
     return f"Epoch {best + 1} of {outcome['epochs']} had the best dev loss and is the one that was kept{early}."
 

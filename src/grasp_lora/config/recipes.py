@@ -1,0 +1,44 @@
+"""Recipes: settings that belong together, laid under whatever the user sets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+Recipe = Literal["paper", "recommended"]
+
+
+def _paper(_tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nothing: the defaults of the sections are the published method with the repaired controller."""
+    return {}
+
+
+def _recommended(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that measured best (docs/results.md): average what was trained on the target twice.
+
+    The source adapter is fine-tuned on the target data and averaged with the target adapter; ratio and weights are
+    learned on that merge as it is, and the final run is kept only where dev says that it helped.
+    """
+    given: Any = tree.get("adapters") or {}
+    count = 2 + len(given.get("others") or ())
+    released = ((tree.get("controller") or {}).get("preset") or "") == "released"
+    return {
+        "adapters": {"continue_source": True},
+        "merge": {"rule": "sum_deltas", "weights": [1 / count] * count},
+        "controller": {"strength_min": 0.1, "strength_max": 2.0} | ({} if released else {"policy": "ratio_weights"}),
+        "search": {"epochs": 0},
+        "train_target": {"patience": 2},
+        "finalize": {"keep_start": True, "patience": 2},
+    }
+
+
+RECIPES: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {"paper": _paper, "recommended": _recommended}
+
+
+def recipe_settings(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the recipe that `tree` names sets, given the rest of `tree`; nothing for a name that is none."""
+    make = RECIPES.get(str(tree.get("recipe", "paper")))
+    try:
+        return {} if make is None else make(tree)
+    except (AttributeError, TypeError):  # a section that is no mapping: validation says so
+        return {}

@@ -1,0 +1,47 @@
+"""How long a run would take, before it does it: the plan's passes at what passes cost on this machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..config import Config
+from ..errors import ModelError
+from .bench.calibrate import Typical, calibrate
+from .bench.recorded import recorded_costs
+from .costs import CostModel, Prediction
+from .plan import Plan, make_plan
+
+
+def predicted_plan(config: Config, record: str | Path | None = None) -> Plan:
+    """Return the plan of `run` with the seconds it would take.
+
+    What passes cost is measured now, in seconds, on layers with random weights, or taken from a record of `bench` on a
+    machine like the one that will run. Raises what `make_plan` raises, and `RunError` for a record that is none.
+    """
+    plan = make_plan(config)
+    start = time.perf_counter()
+    try:
+        costs = _costs(config, plan) if record is None else recorded_costs(config, Path(record))
+    except (ModelError, torch.OutOfMemoryError) as error:
+        why = str(error).strip().splitlines()[0]
+        return replace(plan, prediction=Prediction("", {}, (0.0, 0.0), time.perf_counter() - start, why))
+    stages = {stage.name: costs.seconds(stage.loads) for stage in plan.stages}
+    total = sum(low for low, _ in stages.values()), sum(high for _, high in stages.values())
+    return replace(plan, prediction=Prediction(costs.source, stages, total, time.perf_counter() - start))
+
+
+def _costs(config: Config, plan: Plan) -> CostModel:
+    if config.model.quantization != "none":
+        raise ModelError("4-bit weights are not made at random. Give a record of `bench` to predict seconds.")
+    return calibrate(config, _typical(plan))
+
+
+def _typical(plan: Plan) -> Typical:
+    search = next(stage for stage in plan.stages if stage.name == "search")
+    decoded = [load for stage in plan.stages for load in stage.loads if load.kind == "decode" and load.passes]
+    answers = max((load.tokens // load.passes for load in decoded), default=1)
+    return Typical(max(1, search.loads[0].tokens // max(search.trained, 1)), max(1, answers))

@@ -1,0 +1,271 @@
+"""`bench`: the workloads are the defined ones, the record adds up, the three ways of a round agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from grasp_lora.cli.bench import show_record
+from grasp_lora.config import build_config
+from grasp_lora.pipeline.bench import clock, record, workloads
+from grasp_lora.pipeline.bench.counting import Counter
+from grasp_lora.pipeline.bench.demo_rounds import measure_rounds
+from grasp_lora.pipeline.bench.measure import Subject
+from grasp_lora.pipeline.bench.stages import stage_times
+from grasp_lora.pipeline.bench.variants import planned, switches
+from grasp_lora.pipeline.bench.workloads import mean_tokens
+from grasp_lora.runs import QuietProgress
+
+SHAPE = {
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 48, "vocab_size": 64,
+}  # fmt: skip
+PICO = workloads.Workload("pico", SHAPE, 5, 9, 2, 64, train=9, micro_dev=4, generated=3, prompt=8, new_tokens=3)
+SMALL = ("controller.candidates=2", "controller.interval=3", "finalize.accumulation=4", "search.epochs=3",
+         "finalize.epochs=3", "model.device=cpu")  # fmt: skip
+
+
+@pytest.fixture
+def pico(monkeypatch):
+    monkeypatch.setitem(workloads.WORKLOADS, "pico", PICO)
+
+
+def words(*more):
+    return ("bench", "--workload", "pico", "--repeats", 1, *(w for pair in SMALL for w in ("--set", pair)), *more)
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """A record with everything in it, and its file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(workloads.WORKLOADS, "pico", PICO)
+        path = tmp_path_factory.mktemp("bench") / "record.json"
+        request = record.Request(["pico"], SMALL, repeats=2, scaling=True, variants=True, out=path)
+        return record.bench(request, QuietProgress())[0], path
+
+
+@pytest.mark.parametrize(("name", "train", "micro_dev"), [("mlqa-8b", 358, 379), ("xlsum-8b", 1299, 1315)])
+def test_lengths_are_those_of_the_definition(name, train, micro_dev):
+    workload = workloads.WORKLOADS[name]
+    drawn = random.Random(0)
+    wanted = [drawn.randint(workload.low, workload.high) for _ in range(66)]
+    splits = workload.examples()
+    both = (*splits["train"], *splits["micro_dev"])
+    assert [item.prompt_length for item in both] == wanted
+    assert {len(item.input_ids) - item.prompt_length for item in both} == {workload.answer}
+    assert [round(mean_tokens(splits[split])) for split in ("train", "micro_dev")] == [train, micro_dev]
+    config = workload.config()
+    assert (config.search.epochs * 50, config.finalize.epochs * -(-50 // config.finalize.accumulation)) == (500, 70)
+    assert (config.search.batch_size, config.controller.candidates, config.controller.interval) == (1, 3, 10)
+    assert {len(prompt) for prompt in workloads.WORKLOADS["mlqa-8b"].prompts()} == {363}
+
+
+def test_the_body_is_all_but_embeddings_and_head_and_the_floor_is_the_defined_one():
+    workload = workloads.WORKLOADS["mlqa-8b"]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**workload.shape), dtype=torch.bfloat16)
+    assert workloads.body_parameters(model) == pytest.approx(6.98e9, rel=1e-3)
+    counter, splits, rate = Counter(model, 6_815_744), workload.examples(), 805e12
+    step = counter.training(splits["train"]).body_flops / 50 / rate
+    probed = counter.forward(splits["micro_dev"], 4)
+    assert step == pytest.approx(0.0124, rel=0.01)
+    assert probed.body_flops / rate == pytest.approx(0.42, rel=0.01)
+    assert (500 + 500) * step + 50 * probed.body_flops / rate == pytest.approx(33.5, rel=0.01)
+    # 15 GB of weights are read once; attention, head and adapters add little at these lengths.
+    assert probed.bytes == pytest.approx(15.01e9, rel=0.01)
+    assert 1.0 < probed.flops / probed.body_flops < 1.1
+    written = counter.generation(workload)
+    assert written.body_flops == pytest.approx(2 * 6.98e9 * 25 * (363 + 63), rel=1e-3)
+    assert written.bytes > 64 * 15e9
+
+
+def test_a_record_adds_up(measured):
+    made, path = measured
+    assert json.loads(path.read_text()) == json.loads(json.dumps(made))
+    (result,) = made["results"]
+    run, pieces = result["run"], result["pieces"]
+    assert (run["steps"], run["rounds"], run["updates"], run["extrapolated"]) == (27, 9, 9, False)
+    assert run["seconds"] == run["timed_s"] == pytest.approx(run["search_s"] + run["finalize_s"])
+    for row in pieces.values():
+        assert row["min_s"] <= row["median_s"] <= row["max_s"]
+        assert len(row["repeats_s"]) == row["repeats"]
+    # Three epochs: the search's first and the final run's first two warm up; three of nine steps have a round.
+    counts = [(len(pieces[p]["warm_up_s"]), pieces[p]["repeats"]) for p in ("training step", "round", "final update")]
+    assert counts == [(6, 12), (3, 6), (6, 3)]
+    splits = PICO.examples()
+    per_token = 2 * result["body_parameters"] / result["ceilings"]["flops_per_s"]
+    tokens, probed = (sum(len(item.input_ids) for item in splits[name]) for name in ("train", "micro_dev"))
+    floors = {row["piece"]: row["floor_s"] for row in result["roofline"]}
+    assert floors["training step"] == pytest.approx(2 * per_token * tokens / 9)
+    assert floors["round"] == pytest.approx(3 * per_token * probed)
+    assert floors["final update"] == pytest.approx(2 * per_token * tokens / 3)
+    assert run["floor_s"] == pytest.approx(
+        27 * floors["training step"] + 9 * floors["round"] + 9 * floors["final update"]
+    )
+    beside = 9 * pieces["round without probing"]["mean_s"] + 9 * pieces["selection of an update"]["mean_s"]
+    assert run["masks_policy_commit_share"] == pytest.approx(beside / run["seconds"])
+
+
+def test_what_the_stages_did_is_what_was_asked(measured):
+    (result,) = measured[0]["results"]
+    counted = result["counted"]
+    tokens = sum(len(item.input_ids) for item in PICO.examples()["train"])
+    assert counted["search_trained_tokens"] == counted["final_trained_tokens"] == 3 * tokens
+    assert counted["rounds"] == 9
+    assert result["config"]["finalize"]["mask"] == "dynamic"
+    assert result["generation"]["same_tokens_share"] == 1.0
+    assert result["peak_memory"]["search"]["bytes"] > 0
+
+
+def test_every_switch_has_its_line(measured):
+    (result,) = measured[0]["results"]
+    config = build_config({})
+    names = [row["variant"] for row in result["variants"]]
+    assert (names[0], names[-1]) == ("as configured", "as configured, again")
+    assert {name.partition("=")[0] for name in names if name.startswith("speed.")} == {
+        f"speed.{name}" for name in switches(config)
+    }
+    first, last = result["variants"][0], result["variants"][-1]
+    assert first["gained"]["training step"] + last["gained"]["training step"] == pytest.approx(2.0)
+
+
+def test_other_settings_can_be_compared_too():
+    sets = ("search.lr=0.1",)
+    config = PICO.config(sets)
+    given = ("speed.tokens_per_pass=7", "speed.static_cache=false controller.candidates=2")
+    one, two = planned(config, given, sets, PICO).values()
+    assert (one.speed.tokens_per_pass, one.search.lr) == (7, 0.1)
+    assert (two.speed.static_cache, two.controller.candidates) == (False, 2)
+    assert list(planned(config, (), sets, PICO)) == [
+        *(f"speed.{name}={str(value).lower()}" for name, value in switches(config).items()), "all of these off",
+    ]  # fmt: skip
+
+
+def test_costs_are_shown_against_every_size(measured):
+    (result,) = measured[0]["results"]
+    kinds = {(row["piece"], row["what"]) for row in result["scaling"]}
+    assert kinds == {
+        ("probing", "candidates"), ("probing", "micro-dev examples"), ("probing", "examples in a pass"),
+        ("probing", "adapters"), ("probing", "length"), ("training step", "batch"), ("training step", "adapters"),
+        ("training step", "length"),
+    }  # fmt: skip
+    probed = {row["value"]: row["tokens"] for row in result["scaling"] if row["what"] == "candidates"}
+    assert probed[7] == 4 * probed[1]
+
+
+def test_a_record_names_no_place_of_this_machine(measured):
+    text, path = json.dumps(measured[0]), measured[1]
+    assert str(Path.home()) not in text
+    assert str(path.parent) not in text
+    assert {"versions", "hardware", "code", "started", "request"} <= measured[0].keys()
+
+
+def test_switches_are_what_is_on():
+    config = build_config({"speed": {"static_cache": False}})
+    assert "static_cache" not in switches(config)
+    assert switches(config)["pack_accumulation"] is False
+    assert "tokens_per_pass" not in switches(config)
+
+
+def test_steps_and_rounds_are_told_apart_by_their_marks():
+    durations = [
+        ("opening", 1.0), ("step", 5.0), ("round", 7.0), ("step", 0.0), ("epoch", 0.5),
+        ("step", 1.0), ("round", 3.0), ("step", 0.5), ("step", 2.0), ("epoch", 0.0),
+    ]  # fmt: skip
+    times = stage_times(20.0, durations, 1)
+    assert times.opening == 1.0
+    assert times.step() == clock.Timing((5.0,), (1.0, 2.0))
+    assert times.round() == clock.Timing((5.5,), (2.0,))
+    assert times.warm_up() == pytest.approx((5.0 + 7.0) - (2 * 1.5 + 2.0))
+    cold = stage_times(3.0, durations[5:], 1)
+    assert (cold.step().repeats, cold.warm_up()) == ((1.0, 2.0), 0.0)
+
+
+def test_the_random_model_is_made_once_in_its_own_precision():
+    config = PICO.config(["model.dtype=bfloat16", "model.device=cpu", "model.gradient_checkpointing=true"])
+    state = torch.get_rng_state()
+    subject = Subject(dataclasses.replace(PICO), config)
+    assert torch.equal(torch.get_rng_state(), state)
+    model = subject.setup.base.model
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert not any(p.requires_grad for p in model.parameters())
+    assert any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+
+
+def test_the_three_ways_of_a_round_give_the_same_losses():
+    result = measure_rounds(1, ["controller.candidates=1"])
+    assert result["examples"] == 16
+    assert result["largest_difference"] < 1e-4
+    medians = {name: times["median_s"] for name, times in result["seconds"].items()}
+    assert result["gain"]["per_example"] == pytest.approx(medians["per_example"] / medians["one_pass"])
+
+
+def test_timings_leave_the_first_calls_out():
+    calls = []
+    timing = clock.timed(lambda: calls.append(1), 3, torch.device("cpu"), warm_up=2)
+    assert (len(calls), len(timing.warm_up), len(timing.repeats)) == (5, 2, 3)
+    assert clock.Timing((9.0,), (1.0, 2.0, 6.0)).median == 2.0
+    one, two = clock.in_turn([lambda: calls.append(2), lambda: calls.append(3)], 2, torch.device("cpu"))
+    assert calls[5:] == [2, 3] * 3
+    assert (len(one.repeats), len(two.repeats)) == (2, 2)
+
+
+def test_a_quick_run_is_extrapolated_and_says_so(pico, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shown = json.loads(cli(*words("--quick", "--json")).out)
+    run = shown["results"][0]["run"]
+    assert run["extrapolated"]
+    assert run["seconds"] == run["added_up_s"]
+    assert (tmp_path / shown["file"]).is_file()
+    assert Path(shown["file"]).parent == Path("runs/bench")
+
+
+def test_a_quick_run_prints_tables(pico, cli, tmp_path):
+    said = cli(*words("--quick", "--out", tmp_path / "r.json"))
+    assert said.code == 0
+    for phrase in ("training step", "round without probing", "whole run (27 steps", "extrapolated", "x floor",
+                   "per new token", "peak memory"):  # fmt: skip
+        assert phrase in said.out
+
+
+def test_every_part_of_a_record_is_shown(measured, capsys):
+    show_record(*measured, as_json=False)
+    said = capsys.readouterr().out
+    for phrase in ("timed as a whole", "speed.static_cache=false", "as configured, again", "probing, candidates"):
+        assert phrase in said
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "expected"),
+    [
+        (("--workload", "mlqa"), 2, "--workload must be mlqa-8b or"),
+        (("--workload", "mlqa-8b", "--set", "model.device=cpu"), 2, "mlqa-8b needs a GPU (device cpu). Use its small"),
+        (("--repeats", 0), 2, "--repeats must be at least 1 (got 0)"),
+        (("--max-memory-gib", 8, "--set", "model.device=cpu"), 2, "--max-memory-gib caps the allocator of a GPU"),
+        (("--variant", "speed.nothing=1"), 2, "unknown setting 'speed.nothing'"),
+        (("--max-memory-gib", 0), 2, "--max-memory-gib must be above 0"),
+        (("--set", "model.quantization=bnb-4bit"), 2, "model.quantization: bench makes its own weights"),
+        (("--set", "controller.interval=1"), 2, "controller.interval: bench tells rounds from steps"),
+        (("--set", "speed.nothing=1"), 2, "unknown setting 'speed.nothing'"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_first(cli, tmp_path, monkeypatch, more, code, expected):
+    monkeypatch.chdir(tmp_path)
+    said = cli("bench", *more)
+    assert said.code == code
+    assert expected in said.error.replace("\n", " ")
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_record_is_never_overwritten(pico, cli, tmp_path):
+    (tmp_path / "there.json").write_text("mine")
+    said = cli(*words("--out", tmp_path / "there.json"))
+    assert said.code == 6
+    assert "exists and is not overwritten" in said.error.replace("\n", " ")
+    assert (tmp_path / "there.json").read_text() == "mine"

@@ -1,0 +1,151 @@
+"""Decoding with a cache of fixed size gives the tokens of plain greedy decoding; what it cannot do, it says."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+from grasp_lora.adapters.bank import AdapterBank
+from grasp_lora.adapters.inject import Injection
+from grasp_lora.config import MergeConfig
+from grasp_lora.errors import TrainingError
+from grasp_lora.pipeline import generation
+from grasp_lora.pipeline.decoding import StaticDecoder, obstacle, unsuited
+from grasp_lora.pipeline.generation import generate_answers
+from pico import FAMILIES, pico_adapter, pico_model
+
+PROMPTS = [[1, *range(40, 52)], [1, 90, 91, 92, 93, 94, 95], [1, 60, 61, 62, 63], [1, 70, 71], [1]]
+NEW = 10
+ABLE = ("llama", "qwen3", "gpt_neox", "gpt2")
+
+
+class Ids:
+    """A tokenizer that spells tokens as numbers."""
+
+    pad_token_id = None
+
+    def __init__(self, end):
+        self.eos_token_id = end
+
+    def decode(self, ids, **_):
+        return " ".join(map(str, ids))
+
+
+def naive(model, prompt):
+    """Greedy decoding of one prompt, every step from the start, without a cache."""
+    ids = list(prompt)
+    for _ in range(NEW):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def decoder(model, rows=3, ends=(), capture=False):
+    return StaticDecoder(model, rows, max(map(len, PROMPTS)), new=NEW, ends=ends, capture=capture)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("family", ABLE)
+def test_the_tokens_are_those_of_plain_greedy_decoding(family, dtype):
+    model = pico_model(family, dtype)
+    expected = [naive(model, prompt) for prompt in PROMPTS]
+    assert len({tuple(row) for row in expected}) == len(expected)
+    proceed = decoder(model)
+    # The second batch is shorter in rows and in tokens, and runs in the buffers of the first.
+    assert proceed(PROMPTS[:3]) + proceed(PROMPTS[3:]) == expected
+
+
+def test_adapters_in_hooks_take_part():
+    model = pico_model("llama", torch.float64)
+    bank = AdapterBank([pico_adapter(model, "a")], MergeConfig(), torch.float64)
+    plain = decoder(model)(PROMPTS[:3])
+    with Injection(model, bank.modules) as injection, injection.active(bank.merged()):
+        expected = [naive(model, prompt) for prompt in PROMPTS[:3]]
+        assert decoder(model)(PROMPTS[:3]) == expected
+    assert expected != plain
+
+
+def test_decoding_ends_soon_after_every_row_has_ended():
+    model = pico_model("llama", torch.float64)
+    free = [naive(model, prompt) for prompt in PROMPTS[:3]]
+    steps = []
+    model.register_forward_hook(lambda *_: steps.append(1))
+    early = decoder(model, ends=[row[1] for row in free])(PROMPTS[:3])
+    assert len(steps) < NEW
+    assert [row[:2] for row in early] == [row[:2] for row in free]
+    steps.clear()
+    decoder(model, ends=[max(map(max, free)) + 1])(PROMPTS[:3])
+    assert len(steps) == NEW
+
+
+def test_a_step_that_cannot_be_captured_runs_as_it_is_and_says_so():
+    model = pico_model("llama", torch.float64)
+    proceed = decoder(model, capture=True)
+    if torch.cuda.is_available():
+        pytest.skip("it can be captured here")
+    assert proceed(PROMPTS[:3]) == [naive(model, prompt) for prompt in PROMPTS[:3]]
+    assert "cannot be captured" in proceed.note
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(ABLE)))
+def test_models_with_sliding_windows_are_refused_with_a_reason(family):
+    assert "do not attend to all tokens" in unsuited(pico_model(family))
+
+
+def test_other_attention_is_refused_with_a_reason():
+    model = pico_model("llama")
+    assert unsuited(model) is None
+    assert obstacle(model) == "not on a GPU"
+    model.config._attn_implementation = "flash_attention_2"
+    assert unsuited(model) == "attention flash_attention_2 takes no mask of its own"
+
+
+@pytest.fixture
+def everywhere(monkeypatch):
+    """Decode with a fixed cache without a GPU, uncaptured."""
+    monkeypatch.setattr(generation, "obstacle", unsuited)
+
+    def uncaptured(*given, **named):
+        return StaticDecoder(*given, **{**named, "capture": False})
+
+    monkeypatch.setattr(generation, "StaticDecoder", uncaptured)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+def test_answers_are_the_same_either_way_and_each_ends_at_its_own_end(everywhere, size):
+    model = pico_model("llama", torch.float32)
+    end = naive(model, PROMPTS[0])[4]
+    model.generation_config.eos_token_id = end
+    seen = []
+    expected = generate_answers(model, Ids(end), PROMPTS, max_new_tokens=NEW, batch_size=size)
+    found = generate_answers(
+        model, Ids(end), PROMPTS, max_new_tokens=NEW, batch_size=size, static=True,
+        on_progress=lambda *step: seen.append(step),
+    )  # fmt: skip
+    assert found == expected
+    assert len({len(answer.split()) for answer in found}) > 1
+    assert seen[-1] == (5, 5)
+    assert generate_answers(model, Ids(end), [], max_new_tokens=NEW, batch_size=size, static=True) == []
+
+
+def test_memory_that_runs_out_is_told(everywhere):
+    model = pico_model("llama")
+
+    def fail(*_):
+        raise torch.OutOfMemoryError("tried to allocate")
+
+    model.model.layers[0].register_forward_hook(fail)
+    with pytest.raises(TrainingError, match=r"Lower evaluate\.batch_size"):
+        generate_answers(model, Ids(2), PROMPTS, max_new_tokens=NEW, batch_size=2, static=True)
+
+
+def test_without_a_gpu_the_switch_changes_nothing_and_warns_of_nothing():
+    model = pico_model("gemma")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with_it, without = (
+            generate_answers(model, Ids(2), PROMPTS, max_new_tokens=3, batch_size=2, static=on) for on in (True, False)
+        )
+    assert with_it == without
