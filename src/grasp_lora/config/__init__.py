@@ -25,12 +25,12 @@ from .sections import (
     RunConfig,
     Scope,
     SearchConfig,
-    SpeedConfig,
     SplitFiles,
     TaskConfig,
     TrackerName,
     TrainingConfig,
 )
+from .speed import SpeedConfig
 from .template import template
 
 __all__ = [

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from .base import NonNegative, NonNegativeInt, Positive, PositiveInt, Ratio, Section
 from .compare import CompareConfig
 from .recipes import Recipe
+from .speed import SpeedConfig
 
 MergeRule = Literal["sum_factors", "sum_deltas"]
 Importance = Literal["magnitude", "activation", "sensitivity"]
@@ -135,38 +136,6 @@ class FinalizeConfig(TrainingConfig):
     )
     keep: Literal["grasp", "best"] = Field(
         "grasp", description="what is exported; best: a simple rival instead when its dev loss is lower"
-    )
-
-
-class SpeedConfig(Section):
-    """What saves time and changes results by rounding only (docs/performance.md)."""
-
-    static_cache: bool = Field(
-        True, description="generation on a GPU: a cache of fixed size, and the step of one token captured once"
-    )
-    pack_accumulation: bool = Field(
-        True, description="run an update's examples, sorted by length, in as few passes as tokens_per_pass allows"
-    )
-    tokens_per_pass: PositiveInt | None = Field(
-        None,
-        description="most tokens of such a pass, padding included; default batch_size times the longest example, "
-        "which needs no more activation memory than passes of batch_size examples",
-    )
-    skip_mask: bool = Field(
-        True, description="no attention mask where causal attention over right padding needs none (faster kernels)"
-    )
-    narrow_last: bool = Field(
-        True, description="the last layer's feed-forward block on answer positions only, like the head behind it"
-    )
-    cuda_graphs: bool = Field(
-        True, description="on a GPU, record training passes as CUDA graphs, one per shape, and replay them"
-    )
-    compile_layers: Literal["auto", "none", "probes", "all"] = Field(
-        "auto", description="torch.compile of the decoder layers for rounds of probes, or for training too; auto: none"
-    )
-    fused_optimizer: bool = Field(True, description="on a GPU, AdamW in one kernel")
-    read_losses_every: PositiveInt = Field(
-        10, description="on a GPU, updates after which their losses are looked at; every look waits for the GPU"
     )
 
 
