@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from world import lines, tree_bytes, with_peft, write_rows
 
 from grasp_lora.runs import RunFolder
-from grasp_lora.training import loop
+from grasp_lora.training import step
 
 
 def edit(path, change):
@@ -104,12 +104,12 @@ def test_settings(refused):
 
 def test_a_merged_model_of_a_4_bit_base_is_refused_at_the_start(monkeypatch, refused):
     monkeypatch.setattr("grasp_lora.pipeline.checks.check_device", lambda _config: "")
-    refused(2, "export.merged_model", "4 bits", export__merged_model=True, model__quantization="bnb-4bit")
+    refused(2, "export.merged_model", "few bits", export__merged_model=True, model__quantization="bnb-4bit")
 
 
 def test_a_missing_extra_is_named(monkeypatch, refused):
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    for name in ("bnb-4bit", "torchao-4bit"):
+    for name in ("bnb-4bit", "torchao-8bit"):
         refused(8, name, "pip install", model__quantization=name)
 
 
@@ -204,15 +204,15 @@ def test_too_long_documents_are_cut_and_counted(world, cli):
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(world, cli, monkeypatch):
     file = world.file(run__checkpoint_every=1)
-    honest, calls = loop.example_losses, 0
+    honest, calls = step.answer_losses, 0
 
-    def later_nan(model, batch):
+    def later_nan(model, batch, **settings):
         nonlocal calls
         calls += 1
-        return honest(model, batch) * (float("nan") if calls == 4 else 1.0)
+        return honest(model, batch, **settings) * (float("nan") if calls == 4 else 1.0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "example_losses", later_nan)
+        patch.setattr(step, "answer_losses", later_nan)
         said = cli("run", "-c", file)
     assert said.code == 7
     assert "the loss became nan at step 2 of target_adapter" in said.error
@@ -250,7 +250,7 @@ def test_a_full_disk_names_the_file_and_the_rest_is_there(world, cli, monkeypatc
 @pytest.mark.parametrize("place", ["training", "loading", "probing", "evaluation", "deployment"])
 def test_out_of_gpu_memory_says_what_to_lower(place, world, cli, monkeypatch):
     where, advice = {
-        "training": ("grasp_lora.training.loop.example_losses", "Lower batch_size"),
+        "training": ("grasp_lora.training.step.answer_losses", "Lower batch_size"),
         "loading": ("grasp_lora.pipeline.models.AutoModelForCausalLM.from_pretrained", "model.quantization"),
         "probing": ("grasp_lora.probing.evaluator.example_losses", "eval_batch_size"),
         "evaluation": ("grasp_lora.pipeline.evaluation.example_losses", "evaluate.batch_size"),

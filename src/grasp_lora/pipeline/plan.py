@@ -20,7 +20,8 @@ from .stages import SEQUENTIAL
 
 # Bytes per trainable entry: value, gradient, two moments, stash (float32) and the mask.
 _BYTES_PER_ENTRY = 5 * 4 + 1
-_BYTES_4BIT = 0.5625  # 4 bits and one 16-bit scale for 32 weights
+# Bytes per frozen weight: 4 bits with a 32-bit scale for 64 of them; 8 bits with one scale for a whole row.
+_QUANTIZED_BYTES = {"bnb-4bit": 0.5625, "torchao-8bit": 1.0}
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ def _memory(world: _World, parameters: int, trainable: int) -> int:
     config = world.config
     dtype = resolve_dtype(config.model.dtype, resolve_device(config.model.device))
     width = dtype.itemsize
-    weights = parameters * (_BYTES_4BIT if config.model.quantization != "none" else width)
+    weights = parameters * _QUANTIZED_BYTES.get(config.model.quantization, width)
     described: Any = world.checked.model.config
     settings = described.get_text_config()
     tokens, answers = _largest_pass(world)
