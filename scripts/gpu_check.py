@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from grasp_lora.adapters.bank import AdapterBank
 from grasp_lora.adapters.discover import dims, linear_modules
+from grasp_lora.adapters.importance import activation
 from grasp_lora.adapters.inject import Injection
 from grasp_lora.adapters.masks import rank
 from grasp_lora.adapters.peft_load import AdapterFactors, Factor
@@ -207,6 +208,9 @@ def rounds(world: World) -> dict[str, Any]:
         say(f"round, {name}: {found[name]}")
     optimizer = torch.optim.AdamW([bank.values])
     found["ranking_s"] = timed(lambda: rank(bank.dense().abs(), bank.segments("per_tensor")), world.device)
+    norms = {module: torch.rand(a.shape[-1], device=world.device) for module, (a, _) in bank.merged().items()}
+    for _ in range(2):
+        found["activation_s"] = timed(lambda: activation(bank, norms), world.device)
     found["masks_s"] = timed(lambda: [ranking.kept(ratio) for ratio in RATIOS], world.device)
     found["commit_s"] = timed(lambda: commit_mask(bank, masks[2], optimizer), world.device)
     return found

@@ -3,17 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
+from weakref import WeakSet
 
 import torch
 from torch import nn
 
 _SHARE = 0.8  # of the free memory: pieces of it may be too small to use
-_PEAKS: dict[torch.device, int] = {}  # bytes, before the counter was set back to measure
 
 
-def peak_bytes(device: torch.device) -> int:
-    """Return the most bytes that tensors have taken on a GPU since the program began."""
-    return max(_PEAKS.get(device, 0), torch.cuda.max_memory_allocated(device))
+class GpuPeak:
+    """The most bytes that tensors have taken on a GPU since this object was made, whoever else measures meanwhile.
+
+    PyTorch has one counter a GPU, which measuring sets back; every peak that is being followed is told before.
+    """
+
+    _followed: ClassVar[WeakSet[GpuPeak]] = WeakSet()
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._bytes = numbered(device), 0
+        set_back_peak(device)
+        self._followed.add(self)
+
+    def bytes(self) -> int:
+        """Return the peak until now."""
+        return max(self._bytes, torch.cuda.max_memory_allocated(self._device))
+
+    @classmethod
+    def tell(cls, device: torch.device) -> None:
+        """Let all peaks on a GPU take in what its counter says."""
+        for peak in cls._followed:
+            if peak._device == numbered(device):
+                peak._bytes = peak.bytes()
+
+
+def numbered(device: torch.device) -> torch.device:
+    """Return a GPU with its number, also where the current one was meant."""
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def set_back_peak(device: torch.device) -> None:
+    """Set the GPU's counter of peak memory back; peaks that are followed keep what they were."""
+    GpuPeak.tell(device)
+    torch.cuda.reset_peak_memory_stats(device)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -28,9 +60,8 @@ def fitting_tokens(run: Callable[[], object], tokens: int, device: torch.device)
     """Run a pass of `tokens` tokens once and return how many tokens the free memory holds at that rate."""
     run()  # libraries take memory of their own at the first call
     torch.cuda.synchronize(device)
-    _PEAKS[device] = peak_bytes(device)
+    set_back_peak(device)
     before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
     run()
     torch.cuda.synchronize(device)
     taken = max(1, torch.cuda.max_memory_allocated(device) - before)
