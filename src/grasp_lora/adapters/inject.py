@@ -120,7 +120,7 @@ class Injection:
 
     def close(self) -> None:
         """Remove all hooks; the model is again as it came."""
-        for handle in self._handles:
+        for handle in reversed(self._handles):
             handle.remove()
         if self._standing:
             _STANDING.discard(self._model)

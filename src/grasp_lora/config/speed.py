@@ -35,6 +35,7 @@ class SpeedConfig(Section):
     compile_layers: Literal["auto", "none", "probes", "all"] = Field(
         "auto", description="torch.compile of the decoder layers for rounds of probes, or for training too; auto: none"
     )
+    fused_norms: bool = Field(True, description="on a GPU, RMS norms in one kernel, unless layers are compiled for all")
     fused_optimizer: bool = Field(True, description="on a GPU, AdamW in one kernel")
     read_losses_every: PositiveInt = Field(
         10, description="on a GPU, updates after which their losses are looked at; every look waits for the GPU"
