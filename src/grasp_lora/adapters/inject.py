@@ -56,6 +56,7 @@ class ChannelNorms:
         self.squares: dict[str, Tensor] = {}
         self.tokens = 0
         self.filled = False
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # input, mask and squares of the newest module
 
     def reset(self) -> None:
         """Forget everything; called at each selection of a mask."""
@@ -71,13 +72,24 @@ class ChannelNorms:
                 f"prune.importance: activation cannot follow {module}: its input has shape {tuple(x.shape)}, not "
                 "(batch, tokens, channels). Use --set prune.importance=magnitude or leave the module out."
             )
-        wide = x.detach() if x.dtype == torch.float64 else x.detach().float()
-        total = (wide * mask.unsqueeze(-1).to(wide.dtype)).square().sum(dim=(0, 1))
+        total = self._squares(x, mask)
         if module in self.squares:
             self.squares[module].add_(total)
         else:
-            self.squares[module] = total
+            self.squares[module] = total.clone()
         self.filled = True
+
+    def _squares(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return the sums of squares of `x` where `mask` is 1; modules side by side are given the same `x`."""
+        if self._last is None or self._last[0] is not x or self._last[1] is not mask:
+            wide = x.detach() if x.dtype == torch.float64 else x.detach().float()
+            total = (wide * mask.unsqueeze(-1).to(wide.dtype)).square_().sum(dim=(0, 1))
+            self._last = x, mask, total
+        return self._last[2]
+
+    def forget(self) -> None:
+        """Let go of the newest input, which would be kept in memory."""
+        self._last = None
 
     def norms(self) -> dict[str, Tensor]:
         """Return `x_j` per module, shape (d_in,); nothing where nothing was added."""
@@ -186,6 +198,7 @@ class Injection:
             yield
         finally:
             self._gather = before
+            norms.forget()
 
     @property
     def grouped(self) -> bool:

@@ -71,9 +71,10 @@ def fitting_tokens(run: Callable[[], object], tokens: int, device: torch.device)
 def short_pass(model: nn.Module, device: torch.device) -> int:
     """Return below how many tokens a pass without gradients costs no less, because its overhead takes longer.
 
-    On a GPU a layer takes about 1 ms to launch, in which it would do some 4e11 multiplications with its weights. A CPU
-    starts a layer in less and does less: measured on the demo's model, 1.5e8.
+    On a GPU a layer takes 1 to 1.5 ms to launch, in which it would do some 4e11 multiplications with its weights; and
+    matrix products of few rows waste part of it, so that a pass should hold two or three times as much. A CPU starts
+    a layer in less and does less: measured on the demo's model, 1.5e8.
     """
-    work = 4e11 if device.type == "cuda" else 1.5e8
+    work = 1e12 if device.type == "cuda" else 1.5e8
     layers = max((len(module) for module in model.modules() if isinstance(module, nn.ModuleList)), default=1)
     return int(work * max(1, layers) / max(1, sum(p.numel() for p in model.parameters())))
