@@ -23,9 +23,16 @@ class Counters:
             "get_per_process_memory_fraction": lambda _d: self.share,
             "reset_peak_memory_stats": lambda _d: setattr(self, "peak", self.allocated),
             "synchronize": lambda _d: None,
+            "memory_snapshot": lambda: self.segments(),
             "current_device": lambda: 0,
         }.items():
             monkeypatch.setattr(torch.cuda, name, call)
+
+    def segments(self):
+        """The allocator's segments: its own, those of a graph, and another GPU's."""
+        own = {"device": 0, "segment_pool_id": (0, 0), "total_size": self.reserved, "allocated_size": self.allocated}
+        graph = {"device": 0, "segment_pool_id": (0, 1), "total_size": 50, "allocated_size": 0}
+        return [own, graph, {"device": 1, "segment_pool_id": (0, 0), "total_size": 90, "allocated_size": 0}]
 
     def run(self, needs):
         """A pass that takes so much beside what is there."""

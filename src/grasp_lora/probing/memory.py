@@ -51,9 +51,18 @@ def set_back_peak(device: torch.device) -> None:
 def free_bytes(device: torch.device) -> int:
     """Return the bytes that new tensors can take, under the cap of `torch.cuda.set_per_process_memory_fraction`."""
     free, total = torch.cuda.mem_get_info(device)
-    reserved, taken = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
     cap = int(total * torch.cuda.get_per_process_memory_fraction(device))
-    return min(free, cap - reserved) + reserved - taken
+    return min(free, cap - torch.cuda.memory_reserved(device)) + _unused_bytes(device)
+
+
+def _unused_bytes(device: torch.device) -> int:
+    """Return what the allocator holds without using it; the pools of CUDA graphs are kept for their replays."""
+    segments = [
+        segment
+        for segment in torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        if segment["device"] == numbered(device).index and tuple(segment.get("segment_pool_id", (0, 0))) == (0, 0)
+    ]
+    return sum(segment["total_size"] - segment["allocated_size"] for segment in segments)
 
 
 def fitting_tokens(run: Callable[[], object], tokens: int, device: torch.device) -> int:
