@@ -62,7 +62,8 @@ def on_page_content(content: str, **_: Any) -> str:
 def settings_tables() -> Iterator[str]:
     """Yield one Markdown table per section: every setting with its default, its values and what it is for."""
     schema, defaults = Config.model_json_schema(), Config().model_dump(mode="json")
-    yield from _table("Top level", "", {"seed": schema["properties"]["seed"]}, defaults)
+    plain = {name: field for name, field in schema["properties"].items() if "$ref" not in field}
+    yield from _table("Top level", "", plain, defaults)
     for name, described in schema["properties"].items():
         if "$ref" in described:
             yield from _section(name, described["$ref"], schema["$defs"], defaults[name])

@@ -43,6 +43,9 @@ def settings(args: argparse.Namespace) -> Config:
     config = load_config(None, args.set, to_dict(build_config(tree)))
     parts = None if args.parts is None else [name for name in args.parts.split(",") if name not in ("", "main")]
     methods = args.methods.split(",") if args.methods else None
+    if methods and config.compare.reference not in methods:  # a table of a few rows is held against its last
+        compared = config.compare.model_copy(update={"reference": methods[-1]})
+        config = config.model_copy(update={"compare": compared})
     return compare_config(config, methods, args.jobs, args.time_limit, parts)
 
 

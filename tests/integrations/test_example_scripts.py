@@ -48,7 +48,7 @@ def words(world: Path, output: Path) -> list[str]:
 
 def check(world: Path, output: Path, ratio: float) -> None:
     """The export is pruned at the learned ratio and loads in plain PEFT."""
-    assert 0.0 < ratio < 1.0
+    assert 0.0 <= ratio < 1.0
     prompt = torch.tensor([[1, 70, 71, 72]])
     with torch.no_grad():
         served = with_peft(world / "pico", output / "export" / "adapter")(prompt).logits

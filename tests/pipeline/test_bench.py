@@ -241,6 +241,17 @@ def test_every_part_of_a_record_is_shown(measured, capsys):
         assert phrase in said
 
 
+def test_answers_that_do_not_fit_leave_the_rest_of_the_record(measured, pico, cli, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+
+    monkeypatch.setattr("grasp_lora.pipeline.bench.measure.generation_seconds", full)
+    said = cli(*words("--quick", "--out", tmp_path / "r.json"))
+    assert said.code == 0
+    assert "a batch does not fit (tried to allocate 9 GiB)" in said.out
+    assert "whole run (27 steps" in said.out
+
+
 @pytest.mark.parametrize(
     ("more", "code", "expected"),
     [
@@ -249,8 +260,10 @@ def test_every_part_of_a_record_is_shown(measured, capsys):
         (("--repeats", 0), 2, "--repeats must be at least 1 (got 0)"),
         (("--max-memory-gib", 8, "--set", "model.device=cpu"), 2, "--max-memory-gib caps the allocator of a GPU"),
         (("--variant", "speed.nothing=1"), 2, "unknown setting 'speed.nothing'"),
+        (("--variant", "model.dtype=float64"), 2, "model and adapters are made once"),
         (("--max-memory-gib", 0), 2, "--max-memory-gib must be above 0"),
         (("--set", "model.quantization=bnb-4bit"), 2, "model.quantization: bench makes its own weights"),
+        (("--set", "search.epochs=0"), 2, "search.epochs: bench times a search that trains"),
         (("--set", "controller.interval=1"), 2, "controller.interval: bench tells rounds from steps"),
         (("--set", "speed.nothing=1"), 2, "unknown setting 'speed.nothing'"),
     ],
@@ -269,3 +282,29 @@ def test_a_record_is_never_overwritten(pico, cli, tmp_path):
     assert said.code == 6
     assert "exists and is not overwritten" in said.error.replace("\n", " ")
     assert (tmp_path / "there.json").read_text() == "mine"
+
+
+def test_the_cap_on_memory_is_set_and_taken_back(monkeypatch):
+    seen = []
+    whole = type("Properties", (), {"total_memory": 80 * 2**30})
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _index: whole)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, index: seen.append((share, index)))
+    with record._capped(24.0, torch.device("cuda")):
+        assert seen == [(24 / 80, 0)]
+    with record._capped(100.0, torch.device("cuda", 1)):
+        pass
+    assert seen[1:] == [(1.0, 0), (1.0, 1), (1.0, 1)]
+
+
+def test_the_page_shows_the_recorded_rounds():
+    root = Path(__file__).parents[2]
+    made = json.loads((root / "benchmarks" / "bench" / "demo-cpu.json").read_text(encoding="utf-8"))
+    (result,) = made["results"]
+    page = (root / "docs" / "performance.md").read_text(encoding="utf-8")
+    gain, used = ({"one_pass": 1.0} | result[key] for key in ("gain", "gain_cpu"))
+    for way, times in result["seconds"].items():
+        assert f"| {times['median_s']:.3f} | {gain[way]:.2f} | {used[way]:.2f} |" in page
+    assert result["largest_difference"] < 4e-6
+    assert made["code"]["dirty"] is False
+    assert f"(load {result['load_before']:.1f} before, {result['load_after']:.1f}" in page.replace("\n", " ")

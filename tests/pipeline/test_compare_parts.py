@@ -10,11 +10,13 @@ from world import World
 
 from grasp_lora.config import ModelConfig
 from grasp_lora.errors import ConfigError
-from grasp_lora.pipeline.comparison import Asked, compare, compare_config, slots, worker
+from grasp_lora.pipeline.comparison import Asked, compare, compare_config, slots, units, worker
 from grasp_lora.pipeline.comparison.agenda import Agenda
 from grasp_lora.pipeline.comparison.parts import parts_of
 from grasp_lora.pipeline.comparison.schedule import Results
+from grasp_lora.pipeline.comparison.units import adapter_units, cells_of
 from grasp_lora.pipeline.models import load_base
+from grasp_lora.runs import flatten
 
 VARIANT = {"name": "mild", "method": "grasp_default", "set": {"controller.anchor": 0}}
 PART = {"name": "ours", "methods": ["merged", "grasp_default"], "variants": [VARIANT]}
@@ -212,3 +214,14 @@ def test_a_base_model_that_served_other_runs_gives_the_same_bits(parted, tmp_pat
             for what in ("scores", "dev_loss", "ratio", "interval", "details", "density"):
                 assert result[what] == kept[key][what], (key, what)
     assert {"two.42.merged.lr0.01", "two.42.grasp_default.lr0.01"} <= results(world).keys() & kept.keys()
+
+
+def test_adapters_depend_on_what_is_set_and_not_on_settings_that_a_later_version_adds(world, monkeypatch):
+    (cell,) = cells_of(small(world), 42)
+    before = [unit.key for unit in adapter_units(world.root, cell)]
+    monkeypatch.setattr(units, "flatten", lambda tree: flatten(tree) | {"speed.later": "auto"})
+    assert [unit.key for unit in adapter_units(world.root, cell)] == before
+    (other,) = cells_of(small(world, cells=[cells(world)[0] | {"set": {"speed.cuda_graphs": False}}]), 42)
+    made = adapter_units(world.root, other)
+    assert not made[0].config.speed.cuda_graphs
+    assert [unit.key for unit in made] != before

@@ -68,7 +68,7 @@ def tiny(tmp_path, pico_folder, monkeypatch):
     """The script for real tasks with one cell, few epochs and the pico model: `tiny(...)` runs it."""
     module = script("real_comparison")
     tree = parse_yaml((SETTINGS / "real.yaml").read_text(encoding="utf-8"), "real.yaml")
-    tree["compare"] |= {"cells": tree["compare"]["cells"][:1], "jobs": 1, "lrs": [0.001]}
+    tree["compare"] |= {"cells": tree["compare"]["cells"][:1], "jobs": 1, "lrs": [0.001], "reference": "grasp_default"}
     tree["task"] |= {"prompt": "{context} {question}=", "source_prompt": "{context} {question}=", "max_new_tokens": 2}
     tree["evaluate"] |= {"bootstrap": 20}
     for stage in ("train_target", "search", "finalize"):

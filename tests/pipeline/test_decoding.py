@@ -38,7 +38,8 @@ def naive(model, prompt):
     ids = list(prompt)
     for _ in range(NEW):
         with torch.no_grad():
-            ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+            batch = torch.tensor([ids], device=model.device)
+            ids.append(int(model(batch, use_cache=False).logits[0, -1].argmax()))
     return ids[len(prompt) :]
 
 
@@ -149,3 +150,22 @@ def test_without_a_gpu_the_switch_changes_nothing_and_warns_of_nothing():
             generate_answers(model, Ids(2), PROMPTS, max_new_tokens=3, batch_size=2, static=on) for on in (True, False)
         )
     assert with_it == without
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("family", ABLE)
+def test_a_captured_step_gives_the_same_tokens_with_and_without_adapters(family):
+    model = pico_model(family, torch.float64).cuda()
+    bank = AdapterBank([pico_adapter(model, "a")], MergeConfig(), torch.float64).to("cuda")
+    with Injection(model, bank.modules) as injection:
+        for factors in (bank.merged(), {}):
+            fixed = {name: (a.detach(), b.detach()) for name, (a, b) in factors.items()}
+            with injection.active(fixed):
+                expected = [naive(model, prompt) for prompt in PROMPTS]
+                proceed = decoder(model, capture=True)
+                assert proceed(PROMPTS[:3]) + proceed(PROMPTS[3:]) == expected
+                assert proceed.note is None
+                assert proceed.captured
+    plain = generate_answers(model, Ids(2), PROMPTS, max_new_tokens=NEW, batch_size=2)
+    assert generate_answers(model, Ids(2), PROMPTS, max_new_tokens=NEW, batch_size=2, static=True) == plain

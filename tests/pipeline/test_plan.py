@@ -80,7 +80,17 @@ def test_leakage_that_is_allowed_is_told_in_the_plan(tmp_path, pico_folder):
 
 def test_the_memory_follows_the_tokens_of_a_pass(world):
     def memory(**changes):
-        return make_plan(world.config(finalize__accumulation=6, **changes)).memory
+        # One example is probed at a time, so that training passes are the larger ones.
+        return make_plan(world.config(finalize__accumulation=6, search__eval_batch_size=1, **changes)).memory
 
     whole, low = memory(speed__tokens_per_pass=10_000), memory(speed__tokens_per_pass=1)
     assert whole > memory() >= memory(speed__pack_accumulation=False) > low
+
+
+def test_the_memory_follows_a_round_where_that_is_larger(world):
+    def memory(**changes):
+        changes |= {"speed__tokens_per_pass": 1, "train_target__batch_size": 1, "train_source__batch_size": 1}
+        return make_plan(world.config(finalize__batch_size=1, search__batch_size=1, **changes)).memory
+
+    assert memory(controller__candidates=7) > memory(controller__candidates=3)
+    assert memory(controller__candidates=7) > memory(controller__candidates=7, search__eval_batch_size=1)

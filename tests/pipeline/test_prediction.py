@@ -82,6 +82,15 @@ def test_a_measurement_predicts_every_stage(world, no_weights):
     assert "all layers" in found.source
 
 
+def test_a_search_that_trains_nothing_is_predicted_too(world):
+    plan = predicted_plan(world.config(search__epochs=0))
+    search = next(stage for stage in plan.stages if stage.name == "search")
+    kinds = {load.kind: load.passes for load in search.loads if load.passes}
+    assert "train" not in kinds
+    assert kinds["round"] > 1
+    assert plan.prediction.stages["search"][0] > 0
+
+
 def test_a_deep_model_is_measured_at_two_depths(world, monkeypatch, no_weights):
     depths = []
 

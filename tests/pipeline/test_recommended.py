@@ -1,6 +1,7 @@
 """The recipe `recommended`: what is merged, a search that trains nothing, and a final run that may keep its start."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from grasp_lora.adapters.point import MergePoint
 from grasp_lora.baselines import METHODS
 from grasp_lora.config import build_config, load_config
 from grasp_lora.errors import ConfigError
+from grasp_lora.pipeline.adapters import train_adapter
 from grasp_lora.pipeline.finalize import finalize
+from grasp_lora.pipeline.members import members
 from grasp_lora.pipeline.opening import working
 from grasp_lora.pipeline.plan import make_plan
 from grasp_lora.pipeline.search import search
-from grasp_lora.pipeline.stages import all_adapters, members
+from grasp_lora.pipeline.stages import all_adapters
 from grasp_lora.pipeline.story import run_pipeline
 from grasp_lora.report import write_report
 from grasp_lora.report.provenance import system_passes
@@ -29,15 +32,13 @@ def test_a_recipe_lies_under_what_is_set():
     assert (config.merge.rule, config.merge.weights) == ("sum_factors", (0.5, 0.5))
     assert (config.search.epochs, config.search.lr, config.finalize.keep_start) == (0, 0.5, True)
     assert config.adapters.continue_source
-    assert config.controller.policy == "ratio_weights"
+    assert config.controller.policy == "ratio"
     assert build_config({}) == build_config({"recipe": "paper"})
 
 
-def test_a_recipe_follows_the_number_of_adapters_and_the_preset():
+def test_a_recipe_follows_the_number_of_adapters():
     config = build_config({"recipe": "recommended", "adapters": {"others": ["a", "b"]}})
     assert config.merge.weights == (0.25,) * 4
-    released = build_config({"recipe": "recommended", "controller": {"preset": "released"}})
-    assert released.controller.policy is None
 
 
 @pytest.mark.parametrize("tree", [{"recipe": "best"}, {"recipe": "recommended", "adapters": 3}])
@@ -120,7 +121,30 @@ def test_a_final_run_that_only_harms_keeps_its_start():
     assert (outcome.epochs, outcome.stopped_early) == (2, True)
     kept = result.bank.kept
     assert torch.equal(result.bank.values[kept], start.values[kept])
-    assert result.density == pytest.approx(0.6, abs=0.05)
+    plain = result.plain_dev_loss <= outcome.start_dev_loss
+    assert result.point == MergePoint(0.0 if plain else 0.4)
+    assert result.density == pytest.approx(1.0 if plain else 0.6, abs=0.05)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.9])
+def test_dev_chooses_between_the_merge_as_it_came_and_the_pruned_one(ratio):
+    """Adapters that were trained lose by pruning nine of ten entries; the plain merge is given back to the bit."""
+    model = pico_model("llama", torch.float64)
+    work = pico_setup(model, {"train_target": {"epochs": 8, "lr": 0.02}, "merge": STATIC["merge"],
+                              "finalize": {"lr": 1e4, "epochs": 1, "keep_start": True}})  # fmt: skip
+    adapters = [train_adapter(work, "target", work.config.train_target, Recorder(name)).factors for name in ("a", "b")]
+    adapters = [replace(adapter, name=name) for adapter, name in zip(adapters, ("source", "target"), strict=True)]
+    result, start = finalize(work, adapters, MergePoint(ratio), Recorder("finalize")), work.bank(adapters)
+    better = result.plain_dev_loss <= result.outcome.start_dev_loss
+    assert better or ratio < 0.5
+    assert result.point == MergePoint(0.0 if better else ratio)
+    if better:
+        assert torch.equal(result.bank.values, start.values)
+        assert bool(result.bank.kept.all())
+        assert result.bank.weights == start.weights
+    sizes = sum(len(item.input_ids) for item in work.items("dev"))
+    assert result.probe_tokens == sizes
+    assert result.outcome.dev_tokens == 2 * sizes
 
 
 def test_a_final_run_that_helps_does_not():

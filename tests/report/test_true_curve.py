@@ -52,7 +52,8 @@ def records():
             cell["rows"][place]["seeds"][index] |= measured(ratios, index)
     hardware = {"device": "cpu", "cpu": "a processor", "gpus": []}
     versions = {"torch": "2", "transformers": "5", "peft": "0"}
-    provenance = {"hardware": hardware, "versions": versions, "code": {"commit": None, "dirty": None}}
+    provenance = {"hardware": hardware, "versions": versions, "code": {"commit": None, "dirty": None},
+                  "config": {"model": {"dtype": "bfloat16"}}}  # fmt: skip
     return {"model": "m", "jobs": 1, "seeds": list(SEEDS), "provenance": provenance,
             "cells": [cell, copy.deepcopy(cell) | {"name": "qa-zh"}]}  # fmt: skip
 
@@ -135,6 +136,7 @@ def test_a_ratio_of_another_merge_is_not_on_this_curve():
 
 def test_the_page_says_it_all():
     text = curves_page(records())
+    assert "Base model: m, bfloat16. " in text
     for part in ("## Regret", "### qa-ar", "### qa-zh", "Smoothed minimum: dev 2.0", "| dev, smoothed |", "0.25"):
         assert part in text
     assert "by curve" not in text  # it measures
@@ -145,3 +147,13 @@ def test_the_page_says_it_all():
     (line,) = [line for line in text.splitlines() if line.startswith("| by ours | 2.0")]
     expected = np.mean([loss(p, "dev", i) for i, p in enumerate((0.6, 0.65, 0.6))])
     assert line.split(" | ")[1] == f"{expected:.3f}"
+
+
+def test_a_row_without_a_ratio_shows_its_final_runs_alone():
+    all_of = records()
+    for seed in all_of["cells"][0]["rows"][2]["seeds"]:
+        seed |= {"ratio": None, "dev_loss": None}
+    text = curves_page(all_of)
+    assert "| by ours | -, -, - | - | - | 0.001 |" in text
+    assert "| by ours | - | - | - | - |" in text  # no regret
+    assert "| by ours | - | - | 2.0" in text  # no dev loss, but one of test

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from grasp_lora.config import build_config, to_yaml
+from grasp_lora.config import Config, build_config, to_yaml
 from grasp_lora.errors import RunError
 from grasp_lora.runs import RunFolder, config_differences
 from grasp_lora.runs.lock import FolderLock
@@ -167,6 +167,24 @@ def test_resume_ignores_only_what_it_is_told_to(finished):
 )
 def test_config_differences(old, new, lines):
     assert config_differences(old, new, ignore=("run",)) == lines
+
+
+def test_a_setting_of_a_later_version_may_only_stand_at_its_default():
+    defaults = {"a.new": "auto", "a.b": 1}
+    assert config_differences("a: {b: 2}", "a: {b: 2, new: auto}", defaults=defaults) == []
+    found = config_differences("a: {b: 2}", "a: {b: 2, new: all}", defaults=defaults)
+    assert found == ['a.new: (not set) in the run, "all" now']
+    # A setting that both name is held against what the run had, not against the default.
+    assert config_differences("a: {b: 2}", "a: {b: 1}", defaults=defaults) == ["a.b: 2 in the run, 1 now"]
+
+
+def test_a_run_of_an_earlier_version_is_gone_on_with(tmp_path):
+    whole = to_yaml(Config())
+    earlier = "\n".join(line for line in whole.splitlines() if "checkpoint_every" not in line and "scope:" not in line)
+    RunFolder.create(tmp_path / "run", earlier).close()
+    RunFolder.resume(tmp_path / "run", whole).close()
+    with pytest.raises(RunError, match="prune.scope"):
+        RunFolder.resume(tmp_path / "run", whole.replace("scope: per_tensor", "scope: global"))
 
 
 @pytest.mark.parametrize("make", [lambda _path: None, lambda path: path.mkdir(), lambda path: path.write_text("x")])

@@ -109,17 +109,24 @@ def _show_run(result: Mapping[str, Any]) -> None:
         f"policy and commit {run['masks_policy_commit_share']:.2%}",
         markup=False,
     )
-    shown.print(
-        f"generation {answers['per_new_token_and_example_s']:.6f} s per new token and example (with the first call's "
-        f"capture {answers['with_first_call_s']:.6f}, without adapters {answers['without_adapters_s']:.6f}, "
-        f"transformers' own loop {answers['transformers_loop_s']:.6f}); {answers['same_tokens_share']:.1%} of tokens "
-        "as that loop's",
-        markup=False,
-    )
+    shown.print(_generation(answers), markup=False)
     peaks = result["peak_memory"]
     kind = next(iter(peaks.values()))["kind"]
     held = ", ".join(f"{name} {_gib(peak)}" for name, peak in peaks.items())
-    shown.print(f"peak memory ({kind}): {held}", markup=False)
+    estimate = result["peak_memory_estimate_bytes"] / 2**30
+    shown.print(f"peak memory ({kind}): {held}; estimated for the stages {estimate:.2f} GiB", markup=False)
+
+
+def _generation(answers: Mapping[str, Any]) -> str:
+    if "out_of_memory" in answers:
+        return f"generation: a batch does not fit ({answers['out_of_memory']})"
+    note = f"; {answers['note']}" if answers["note"] else ""
+    return (
+        f"generation {answers['per_new_token_and_example_s']:.6f} s per new token and example (with the first call's "
+        f"capture {answers['with_first_call_s']:.6f}, without adapters {answers['without_adapters_s']:.6f}, "
+        f"transformers' own loop {answers['transformers_loop_s']:.6f}); {answers['same_tokens_share']:.1%} of tokens "
+        f"as that loop's{note}"
+    )
 
 
 def _gib(peak: Mapping[str, Any]) -> str:

@@ -109,7 +109,8 @@ def search(
 ) -> None:
     """Learn the prune ratio; adapters come from the configuration or from earlier stages of the run folder."""
     from ..pipeline.checks import required_splits
-    from ..pipeline.stages import all_adapters, members, search_stage
+    from ..pipeline.members import members
+    from ..pipeline.stages import all_adapters, search_stage
     from .console import show_search
 
     resolved = read_config(config, sets, report_to)
@@ -131,7 +132,8 @@ def finalize(
     """Prune the merge at one ratio and fine-tune it."""
     from ..pipeline.checks import required_splits
     from ..pipeline.finalize import check_ratio
-    from ..pipeline.stages import all_adapters, final_stage, learned_point, members
+    from ..pipeline.members import members
+    from ..pipeline.stages import all_adapters, final_stage, learned_point
     from .facts import show_facts
 
     if ratio is not None:

@@ -16,16 +16,15 @@ def _paper(_tree: Mapping[str, Any]) -> dict[str, Any]:
 def _recommended(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that measured best (docs/results.md): average what was trained on the target twice.
 
-    The source adapter is fine-tuned on the target data and averaged with the target adapter; ratio and weights are
-    learned on that merge as it is, and the final run is kept only where dev says that it helped.
+    The source adapter is fine-tuned on the target data and averaged with the target adapter; the ratio is learned on
+    that merge as it is, and pruning and the final run are kept only where dev says that they helped.
     """
     given: Any = tree.get("adapters") or {}
     count = 2 + len(given.get("others") or ())
-    released = ((tree.get("controller") or {}).get("preset") or "") == "released"
     return {
         "adapters": {"continue_source": True},
         "merge": {"rule": "sum_deltas", "weights": [1 / count] * count},
-        "controller": {"strength_min": 0.1, "strength_max": 2.0} | ({} if released else {"policy": "ratio_weights"}),
+        "controller": {"policy": "ratio"},
         "search": {"epochs": 0},
         "train_target": {"patience": 2},
         "finalize": {"keep_start": True, "patience": 2},

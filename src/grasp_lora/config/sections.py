@@ -134,7 +134,7 @@ class FinalizeConfig(TrainingConfig):
     mask: Literal["static", "dynamic"] = Field("static", description="dynamic: selected again after every update")
     importance: Importance | None = Field(None, description="default prune.importance, as in the search")
     keep_start: bool = Field(
-        False, description="dev may also choose the pruned merge before any training, like one more epoch"
+        False, description="dev may also choose the merge before any training, pruned or as it came"
     )
     keep: Literal["grasp", "best"] = Field(
         "grasp", description="what is exported; best: a simple rival instead when its dev loss is lower"

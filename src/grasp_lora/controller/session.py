@@ -159,8 +159,10 @@ class RatioSearch:
 
         Where nothing is trained, the committed state is not measured twice.
         """
+        if not self.at_once:
+            return self._measured(ranking, proposal, with_baseline=True)
         here = self.controller.applied_point
-        if self.at_once and self._known is not None and self._known[0] == here:
+        if self._known is not None and self._known[0] == here:
             return torch.cat([self._known[1], self._measured(ranking, proposal, with_baseline=False)])
         losses = self._measured(ranking, proposal, with_baseline=True)
         self._known = (here, losses[:1])

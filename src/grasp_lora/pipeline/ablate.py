@@ -27,9 +27,10 @@ from .ablation_table import LOSSES, markdown
 from .accounts import cost
 from .checks import required_splits
 from .keeping import GRASP
+from .members import members
 from .opening import clean_stops, default_folder, working
 from .scoring import evaluate_stage
-from .stages import Run, all_adapters, final_content, final_stage, members, search_stage
+from .stages import Run, all_adapters, final_content, final_stage, search_stage
 from .story import grasp_factors
 
 

@@ -81,6 +81,11 @@ class StaticDecoder:
         self._graph: Any = None
         self.note: str | None = None
 
+    @property
+    def captured(self) -> bool:
+        """Return whether the step runs as a graph."""
+        return self._graph is not None
+
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Return the new token ids of each prompt, (at most `new`); what follows a row's end is of no meaning."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
+
+from torch import Tensor
 
 from ..adapters.bank import AdapterBank
 from ..adapters.inject import Injection
@@ -13,16 +15,21 @@ from ..adapters.peft_load import AdapterFactors
 from ..adapters.point import MergePoint
 from ..config import FinalizeConfig, PruneConfig, Scope
 from ..errors import ConfigError
+from ..probing import Evaluator
 from ..training import Callback, FixedRatio, MaskSelector, Outcome, TrainingLoop
 from ..training.setup import Setup
+from ..training.state import BEFORE
 from .stageio import StageIO
+
+AS_IT_CAME = MergePoint(0.0)
 
 
 @dataclass(frozen=True)
 class FinalResult:
     """The fine-tuned, pruned merge. `density` is counted on the tensors; `flips` is the share flipped per update.
 
-    `probe_tokens` went forward for the first importance statistics.
+    `probe_tokens` went forward for the first importance statistics and for `plain_dev_loss`, the dev loss of the merge
+    as it came, where dev may choose that too (`finalize.keep_start`). `point` is where the merge that is kept stands.
     """
 
     bank: AdapterBank
@@ -31,6 +38,7 @@ class FinalResult:
     flips: tuple[float, ...]
     outcome: Outcome
     probe_tokens: int = 0
+    plain_dev_loss: float | None = None
 
     @property
     def ratio(self) -> float:
@@ -65,17 +73,18 @@ def finalize(
 ) -> FinalResult:
     """Prune the merge of `adapters` at a ratio or a point and fine-tune it, dev picking the epoch.
 
-    Source: algorithm.md, section 4. Without dev data the last epoch is kept. Raises `ConfigError` for a ratio outside
-    [0, 1].
+    Source: algorithm.md, section 4. Without dev data the last epoch is kept. With `finalize.keep_start` dev may choose
+    the merge before any training too, as it came or pruned. Raises `ConfigError` for a ratio outside [0, 1].
     """
     point = as_point(where)
     config, settings = setup.config, training or setup.config.finalize
     bank = setup.bank(adapters)
-    bank.stand_at(point)
     batch_size = settings.eval_batch_size
     with Injection(setup.base.model, bank.modules) as injection:
         attached = setup.attach(injection, bank)
         dev = setup.evaluator(attached, "dev", batch_size=batch_size) if setup.has("dev") else None
+        plain = _plain(bank, dev) if settings.keep_start and dev is not None else None
+        bank.stand_at(point)
         callbacks: list[Callback] = []
         selector = None
         if _prunes(bank, point, config.prune.scope):
@@ -93,7 +102,28 @@ def finalize(
             outcome = loop.run()
     flips = tuple(callbacks[0].flips) if callbacks and isinstance(callbacks[0], FixedRatio) else ()
     tokens = selector.probe_tokens if selector is not None else 0
-    return FinalResult(bank, point, bank.density(), flips, outcome, tokens)
+    if plain is None:
+        return FinalResult(bank, point, bank.density(), flips, outcome, tokens)
+    trained = min(loss for loss in (outcome.start_dev_loss, *outcome.dev_losses) if loss is not None)
+    if plain.loss <= trained:
+        bank.load_state(plain.state)
+        point, outcome = AS_IT_CAME, replace(outcome, best_epoch=BEFORE)
+    return FinalResult(bank, point, bank.density(), flips, outcome, tokens + plain.tokens, plain.loss)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """The merge as it came: its values, its dev loss, and the tokens that were needed to know it."""
+
+    state: dict[str, Tensor]
+    loss: float
+    tokens: int
+
+
+def _plain(bank: AdapterBank, dev: Evaluator) -> _Plain:
+    before = dev.token_passes
+    loss = float(dev.losses().mean())
+    return _Plain(bank.state(), loss, dev.token_passes - before)
 
 
 def _prunes(bank: AdapterBank, point: MergePoint, scope: Scope) -> bool:

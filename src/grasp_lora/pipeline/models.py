@@ -111,8 +111,11 @@ def random_weights(settings: Any, config: ModelConfig, *names: str) -> PreTraine
     device = resolve_device(config.device)
     extra = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
     build: Any = AutoModelForCausalLM.from_config
-    with forked_global_state(0, "random weights", *names), torch.device(device):
-        model = build(settings, dtype=resolve_dtype(config.dtype, device), **extra)
+    try:
+        with forked_global_state(0, "random weights", *names), torch.device(device):
+            model = build(settings, dtype=resolve_dtype(config.dtype, device), **extra)
+    except torch.OutOfMemoryError:
+        raise ModelError("random weights of this shape do not fit into the GPU's memory. Use a larger GPU.") from None
     return freeze(model, config)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ..adapters.discover import module_shapes, resolve_target_modules
 from ..config import Config, Importance, TrainingConfig
@@ -14,14 +13,10 @@ from ..data import Encoded, epoch_order
 from ..training.passes import largest_pass
 from .checks import Checked, preflight
 from .costs import Load, Prediction, answering_loads, forward_load, training_load
-from .models import resolve_device, resolve_dtype
+from .footprint import Pass, peak_bytes
+from .members import SEQUENTIAL
+from .models import resolve_device
 from .search import rounds_at_once, search_axes
-from .stages import SEQUENTIAL
-
-# Bytes per trainable entry: value, gradient, two moments, stash (float32) and the mask.
-_BYTES_PER_ENTRY = 5 * 4 + 1
-# Bytes per frozen weight: 4 bits with a 32-bit scale for 64 of them; 8 bits with one scale for a whole row.
-_QUANTIZED_BYTES = {"bnb-4bit": 0.5625, "torchao-8bit": 1.0}
 
 
 @dataclass(frozen=True)
@@ -42,7 +37,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The stages of a run and its estimated peak memory in bytes (weights, adapters, activations of one step).
+    """The stages of a run and its estimated peak memory in bytes (weights, adapters, the largest pass).
 
     `prediction` says how long it would take, where it was asked for (`predicted_plan`).
     """
@@ -191,7 +186,8 @@ def _final(world: _World) -> StagePlan:
     base, probe = _training(world, "finalize", "target", world.config.finalize), world.items("target", "micro_dev")
     passes = _first_ranking(world.config.final_importance)
     first = forward_load(probe, world.config.finalize.eval_batch_size).times(passes)
-    start = world.items("target", "dev") if world.config.finalize.keep_start else ()
+    dev = world.items("target", "dev") if world.config.finalize.keep_start else ()
+    start = (*dev, *dev)  # as it came, and pruned
     before = forward_load(start, world.config.finalize.eval_batch_size)
     selections = base.steps if world.config.finalize.mask == "dynamic" else 0
     return replace(
@@ -241,20 +237,14 @@ def _stages(world: _World) -> list[StagePlan]:
 
 
 def _memory(world: _World, parameters: int, trainable: int) -> int:
-    config = world.config
-    dtype = resolve_dtype(config.model.dtype, resolve_device(config.model.device))
-    width = dtype.itemsize
-    weights = parameters * _QUANTIZED_BYTES.get(config.model.quantization, width)
-    described: Any = world.checked.model.config
-    settings = described.get_text_config()
-    tokens, answers = _largest_pass(world)
-    hidden = settings.hidden_size
-    inner = getattr(settings, "intermediate_size", None) or 4 * hidden
-    # Saved per token and layer without checkpointing: norms, projections, attention in and out, and the gated FFN.
-    per_layer = 2 * hidden if config.model.gradient_checkpointing else 12 * hidden + 4 * inner
-    activations = tokens * settings.num_hidden_layers * per_layer * width
-    logits = answers * settings.vocab_size * 4 * 3
-    return int(weights + trainable * _BYTES_PER_ENTRY + activations + logits)
+    config, probe = world.config, world.items("target", "micro_dev")
+    rows = (1 + config.controller.candidates) * min(config.search.eval_batch_size, len(probe))
+    longest = max((len(item.input_ids) for item in probe), default=0)
+    answer = max((len(item.input_ids) - item.prompt_length for item in probe), default=0)
+    return peak_bytes(
+        config.model, world.checked.model.config, parameters=parameters, trainable=trainable,
+        training=Pass(*_largest_pass(world)), probing=Pass(rows * longest, rows * answer),
+    )  # fmt: skip
 
 
 def _largest_pass(world: _World) -> tuple[int, int]:

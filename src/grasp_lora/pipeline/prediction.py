@@ -41,7 +41,9 @@ def _costs(config: Config, plan: Plan) -> CostModel:
 
 
 def _typical(plan: Plan) -> Typical:
-    search = next(stage for stage in plan.stages if stage.name == "search")
+    # Examples of the target where some are trained on; a search may train on none.
+    trained = [stage for stage in plan.stages if stage.trained and stage.name != "source_adapter"]
     decoded = [load for stage in plan.stages for load in stage.loads if load.kind == "decode" and load.passes]
     answers = max((load.tokens // load.passes for load in decoded), default=1)
-    return Typical(max(1, search.loads[0].tokens // max(search.trained, 1)), max(1, answers))
+    tokens = sum(load.tokens for stage in trained for load in stage.loads if load.kind == "train")
+    return Typical(max(1, tokens // max(1, sum(stage.trained for stage in trained))), max(1, answers))

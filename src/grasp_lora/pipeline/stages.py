@@ -38,7 +38,6 @@ from .stageio import StageIO
 ADAPTER = "adapter"
 BANK = "bank.safetensors"
 ORIGIN = "made_from.json"
-SEQUENTIAL = "rival_sequential"  # also the stage of `adapters.continue_source`
 
 
 @dataclass(frozen=True)
@@ -165,19 +164,6 @@ def all_adapters(run: Run) -> list[AdapterFactors]:
     return [adapter_stage(run, "source"), adapter_stage(run, "target"), *others]
 
 
-def members(run: Run, adapters: Sequence[AdapterFactors]) -> Sequence[AdapterFactors]:
-    """Return what is merged of `adapters`: with `adapters.continue_source`, the first fine-tuned on the target data."""
-    if not run.config.adapters.continue_source:
-        return adapters
-    return [sequential_adapter(run, adapters[0]), *adapters[1:]]
-
-
-def sequential_adapter(run: Run, start: AdapterFactors, name: str = SEQUENTIAL) -> AdapterFactors:
-    """Return the adapter `start` fine-tuned on the target's train split with the settings of `train_target`."""
-    tuned = trained_stage(run, name, "target", run.config.train_target, start)
-    return replace(tuned, name=start.name)
-
-
 # --- search and final run ---------------------------------------------------------------------------------------
 
 
@@ -260,16 +246,20 @@ def finalize_stage(
         _save_bank(stage, final.bank)
         stage.finish(
             {
-                "ratio": point.ratio,
-                "point": point.to_dict(),
+                "ratio": final.point.ratio,
+                "point": final.point.to_dict(),
+                "asked": point.to_dict(),
                 "density": final.density,
                 "densities": final.bank.densities(),
                 "flips": list(final.flips),
+                "plain_dev_loss": final.plain_dev_loss,
                 "probe_tokens": final.probe_tokens,
                 "outcome": outcome_row(final.outcome),
             }
         )
         clear_checkpoints(stage.path / "checkpoints")
+        if final.point != point:
+            run.progress.note("dev prefers the merge as it came: neither pruning nor training it further helped")
         return final
     return load_final(run, adapters, stage)
 
@@ -292,13 +282,15 @@ def final_content(run: Run) -> dict[str, str]:
 def load_final(run: Run, adapters: Sequence[AdapterFactors], stage: StageFolder) -> FinalResult:
     """Return a finished final run from its folder; raises `RunError` for none, or one of other adapters."""
     done = require_final(run, stage)
-    reused = {"search": hash_file(run.folder.stage("search").path / BANK)} if done.get("reused") else {}
-    begin(run, stage, **_made_at(MergePoint.from_dict(done["point"])), **reused, **content(adapters))
+    origin = _made_at(MergePoint.from_dict(done.get("asked", done["point"])))
+    if done.get("reused"):
+        origin["search"] = hash_file(run.folder.stage("search").path / BANK)
+    begin(run, stage, **origin, **content(adapters))
     bank = run.setup.bank(adapters)
     bank.load_state(safetensors.torch.load((stage.path / BANK).read_bytes()))
-    saved: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in done["outcome"].items()}
-    outcome = Outcome(**saved)
-    return FinalResult(bank, MergePoint.from_dict(done["point"]), float(done["density"]), tuple(done["flips"]), outcome)
+    point, outcome = MergePoint.from_dict(done["point"]), Outcome.from_dict(done["outcome"])
+    tokens, plain = int(done.get("probe_tokens", 0)), done.get("plain_dev_loss")
+    return FinalResult(bank, point, float(done["density"]), tuple(done["flips"]), outcome, tokens, plain)
 
 
 def _made_at(point: MergePoint) -> dict[str, Any]:

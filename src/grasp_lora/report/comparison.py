@@ -32,7 +32,8 @@ def setting(records: Record) -> str:
     seeds = ", ".join(map(str, records["seeds"]))
     code = found["code"]["commit"]
     return (
-        f"Base model: {records['model']}. Device: {device}, {records['jobs']} at a time. torch {versions['torch']}, "
+        f"Base model: {records['model']}{_dtype(found['config'])}. Device: {device}, {records['jobs']} at a time. "
+        f"torch {versions['torch']}, "
         f"transformers {versions['transformers']}, peft {versions['peft']}. "
         + (f"Commit {code[:12]}{' with changes' if found['code']['dirty'] else ''}. " if code else "")
         + (
@@ -42,6 +43,12 @@ def setting(records: Record) -> str:
         )
         + f"Seeds: {seeds}. Losses are nats per answer token, mean per example, then over examples; lower is better."
     )
+
+
+def _dtype(config: Record) -> str:
+    """Return how the base model's weights were held, where that was a choice."""
+    dtype = (config.get("model") or {}).get("dtype", "auto")
+    return "" if dtype == "auto" else f", {dtype}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -11,6 +11,7 @@ from .comparison import passes, setting, table
 from .true_curve import BEYOND, GRID, PENALTY, SIDES, Curve, Regrets, Side, chosen_ratios, curve, regrets
 
 Record = Mapping[str, Any]
+Losses = dict[tuple[str, int], dict[Side, Any]]
 HEAD = f"""# True curves of the prune ratio
 
 Made by `python scripts/results_page.py` from `benchmarks/compare/real-curves.json`, which `grasp-lora compare` wrote.
@@ -96,17 +97,22 @@ def _finals(records: Record) -> str:
     losses = {name: _own(records, name) for name in _rows(records)}
     lines = []
     for name, title in _rows(records).items():
-        words = []
-        for side in SIDES:
-            shared = [key for key in losses[GRID] if key in losses[name]]
-            ours, theirs = ([losses[one][key][side] for key in shared] for one in (name, GRID))
-            words += [f"{fmean(ours):.3f}", "-" if name == GRID else _difference(paired_bootstrap(ours, theirs))]
+        words = [word for side in SIDES for word in _final_words(losses[name], losses[GRID], side, name == GRID)]
         lines.append([title, *words])
     head = ["row", "dev loss", "less grid [95 %]", "test loss", "less grid [95 %]"]
     return table(head, lines)
 
 
-def _own(records: Record, name: str) -> dict[tuple[str, int], dict[str, float]]:
+def _final_words(ours: Losses, grid: Losses, side: Side, is_grid: bool) -> list[str]:
+    """Return a row's mean loss and its difference to the grid's over the cells and seeds that both have."""
+    shared = [key for key in grid if key in ours]
+    own, theirs = ([row[key][side] for key in shared] for row in (ours, grid))
+    if not own or any(loss is None for loss in own):
+        return ["-", "-"]
+    return [f"{fmean(own):.3f}", "-" if is_grid else _difference(paired_bootstrap(own, theirs))]
+
+
+def _own(records: Record, name: str) -> Losses:
     return {
         (cell["name"], seed["seed"]): {"dev": seed["dev_loss"], "test": seed["scores"]["loss"]}
         for cell in records["cells"] for row in cell["rows"] if row["row"] == name for seed in row["seeds"]
@@ -137,7 +143,7 @@ def _chosen(records: Record, cell: Record, curves: Mapping[Side, Curve]) -> str:
     for name, title in _rows(records).items():
         ratios = chosen_ratios(cell, name)
         seeds: Sequence[Record] = next((row["seeds"] for row in cell["rows"] if row["row"] == name), ())
-        shown = ", ".join(f"{seed['ratio']:.3f}" for seed in seeds)
+        shown = ", ".join("-" if seed["ratio"] is None else f"{seed['ratio']:.3f}" for seed in seeds)
         each = ["-" if ratios is None else ", ".join(f"{found.regret(p):.4f}" for p in ratios)
                 for found in curves.values()]  # fmt: skip
         rate = next((row["lr"] for row in cell["rows"] if row["row"] == name), None)

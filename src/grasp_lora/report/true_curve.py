@@ -100,7 +100,7 @@ def _losses(seed: Mapping[str, Any], side: Side) -> dict[float, float]:
 def chooses_ratio_alone(seed: Mapping[str, Any]) -> bool:
     """Return whether a run chose one ratio and nothing else: only then does the curve know what it chose."""
     point = seed["details"].get("point")
-    return point is None or point == MergePoint(point["ratio"]).to_dict()
+    return seed["ratio"] is not None and (point is None or point == MergePoint(point["ratio"]).to_dict())
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,22 @@ from typing import Any
 from ..config import parse_yaml
 
 
-def config_differences(old: str, new: str, ignore: Sequence[str] = ()) -> list[str]:
-    """Return one line per setting that differs between two YAML texts and is not at or below `ignore`."""
+def config_differences(
+    old: str, new: str, ignore: Sequence[str] = (), defaults: Mapping[str, Any] | None = None
+) -> list[str]:
+    """Return one line per setting that differs between two YAML texts and is not at or below `ignore`.
+
+    A setting that the old text does not name and that stands at its default (`defaults`, by dotted name) does not
+    differ: the version that wrote the text did not know it yet.
+    """
+    if old == new:
+        return []
     before, after = flatten(parse_yaml(old, "saved config.yaml")), flatten(parse_yaml(new, "configuration"))
-    absent = object()
+    absent, known = object(), defaults or {}
     return [
         f"{name}: {_show(before, name)} in the run, {_show(after, name)} now"
         for name in [*before, *(name for name in after if name not in before)]
-        if not _same(before.get(name, absent), after.get(name, absent))
+        if not _same(before.get(name, known.get(name, absent)), after.get(name, absent))
         and not any(name == skip or name.startswith(f"{skip}.") for skip in ignore)
     ]
 

@@ -10,14 +10,15 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from ..config import parse_yaml
+from ..config import Config, parse_yaml, to_yaml
 from ..errors import RunError
 from .atomic import TEMPORARY_SUFFIX, disk_errors, read_json, write_json_atomic, write_text_atomic
-from .compare import config_differences
+from .compare import config_differences, flatten
 from .events import EventLog
 from .lock import LOCK_FILE, FolderLock
 
@@ -103,11 +104,12 @@ class RunFolder:
     def resume(cls, path: str | Path, config_yaml: str, ignore: Sequence[str] = ("run", "compare")) -> RunFolder:
         """Go on with an earlier run, with the same configuration.
 
-        Settings at or below a dotted name in `ignore` may differ. Raises `RunError` when there is no run,
+        Settings at or below a dotted name in `ignore` may differ; one that the run's version did not know yet must
+        stand at its default. Raises `RunError` when there is no run,
         another process works in it, or other settings differ (all of them are listed).
         """
         folder = cls.open(path)
-        differences = config_differences(folder.config_yaml(), config_yaml, ignore)
+        differences = config_differences(folder.config_yaml(), config_yaml, ignore, _defaults())
         if differences:
             raise RunError(
                 f"run folder {path} was started with another configuration:\n  " + "\n  ".join(differences) + "\n"
@@ -191,6 +193,12 @@ class RunFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+@lru_cache(maxsize=1)
+def _defaults() -> Mapping[str, Any]:
+    """Return every setting's default as a saved configuration would show it, by dotted name."""
+    return flatten(parse_yaml(to_yaml(Config()), "defaults"))
 
 
 def _content(path: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,12 @@ class Outcome:
     trained_tokens: int
     dev_tokens: int
     start_dev_loss: float | None = None
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Outcome:
+        """Rebuild from JSON values."""
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in saved.items()}
+        return cls(**values)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,9 @@ import torch
 from ...config import Config, to_dict
 from ...data import Encoded
 from ...training import Outcome
+from ...training.passes import largest_pass
 from ..deployment import PeakMemory
+from ..footprint import Pass, peak_bytes
 from ..search import SearchResult
 from .clock import Timing, measure_ceilings
 from .counting import Counter, Work
@@ -106,6 +108,7 @@ def measure(subject: Subject, *, repeats: int, quick: bool, say: Say) -> dict[st
         "counted": _counted(stages),
         "generation": answers,
         "peak_memory": peaks.found,
+        "peak_memory_estimate_bytes": _estimate(subject),
     }
 
 
@@ -124,6 +127,20 @@ class _Peaks:
             "bytes": memory.peak(), "reserved_bytes": reserved, "before_bytes": memory.before, "kind": memory.kind,
         }  # fmt: skip
         self._memory = PeakMemory(self._device)
+
+
+def _estimate(subject: Subject) -> int:
+    """Return what `run --dry-run` estimates for the peak of these two stages."""
+    setup, config = subject.setup, subject.setup.config
+    train, probe, model = setup.items("train"), setup.items("micro_dev"), subject.setup.base.model
+    passes = [largest_pass(config.speed, training, train) for training in (config.search, config.finalize)]
+    rows = (1 + config.controller.candidates) * min(config.search.eval_batch_size, len(probe))
+    longest = max(len(item.input_ids) for item in probe)
+    return peak_bytes(
+        config.model, model.config, parameters=sum(parameter.numel() for parameter in model.parameters()),
+        trainable=subject.trainable, training=Pass(*(max(column) for column in zip(*passes, strict=True))),
+        probing=Pass(rows * longest, rows * subject.workload.answer),
+    )  # fmt: skip
 
 
 def _sizes(setup: TokenSetup) -> _Sizes:
@@ -203,8 +220,9 @@ def _roofline(subject: Subject, timings: dict[str, Timing], answers: dict[str, A
         "training step": (_mean(counter, train, steps), timings["training step"].mean),
         "round": (probed, timings["round"].median),
         "final update": (_mean(counter, train, updates), timings["final update"].mean),
-        "generation of a batch": (counter.generation(subject.workload), float(answers["median_s"])),
     }
+    if "median_s" in answers:
+        rows["generation of a batch"] = counter.generation(subject.workload), float(answers["median_s"])
     return [{"piece": name, **work.row(subject.ceilings, seconds)} for name, (work, seconds) in rows.items()]
 
 
@@ -215,7 +233,17 @@ def _mean(counter: Counter, items: Sequence[Encoded], updates: int) -> Work:
 
 
 def _generation(subject: Subject, bench: Bench, repeats: int) -> dict[str, Any]:
-    """Time generation as configured, without adapters, and by transformers' own loop, and compare the tokens."""
+    """Time generation as configured, without adapters, and by transformers' own loop, and compare the tokens.
+
+    Where a batch does not fit into memory, that is all there is to say.
+    """
+    try:
+        return _generated(subject, bench, repeats)
+    except torch.OutOfMemoryError as error:
+        return {"out_of_memory": str(error).strip().splitlines()[0]}
+
+
+def _generated(subject: Subject, bench: Bench, repeats: int) -> dict[str, Any]:
     size, static = subject.workload, subject.setup.config.speed.static_cache
     ours = generation_seconds(bench, repeats, static=static)
     bare = generation_seconds(bench, 1, static=static, adapted=False)

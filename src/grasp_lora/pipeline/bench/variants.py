@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin
 
 from ...config import Config, SpeedConfig
+from ...errors import ConfigError
 from .measure import QUICK_EPOCHS, Subject
 from .pieces import FINAL, generation_seconds, opened, probing_seconds
 from .stages import clocked_final, clocked_search
@@ -38,14 +39,20 @@ def planned(config: Config, given: Sequence[str], sets: Sequence[str], workload:
     One that is given is one or more `section.key=value`, with blanks in between. Raises `ConfigError` for a bad one.
     """
     if given:
-        return {words: workload.config([*sets, *words.split()]) for words in given}
+        plans = {words: workload.config([*sets, *words.split()]) for words in given}
+        for words, other in plans.items():
+            if (other.model, other.lora) != (config.model, config.lora):
+                raise ConfigError(
+                    f"--variant '{words}': model and adapters are made once. Use --set in a call of its own."
+                )
+        return plans
     off = switches(config)
-    plans = {f"speed.{name}={str(value).lower()}": {name: value} for name, value in off.items()}
+    changed = {f"speed.{name}={str(value).lower()}": {name: value} for name, value in off.items()}
     if len(off) > 1:
-        plans["all of these off"] = off
+        changed["all of these off"] = off
     return {
         name: config.model_copy(update={"speed": config.speed.model_copy(update=changes)})
-        for name, changes in plans.items()
+        for name, changes in changed.items()
     }
 
 

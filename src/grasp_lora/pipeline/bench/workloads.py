@@ -91,6 +91,8 @@ class Workload:
         config = load_config(None, sets, _SETTINGS)
         if config.model.quantization != "none":
             raise ConfigError("model.quantization: bench makes its own weights, in model.dtype. Leave it at none.")
+        if not config.search.epochs:
+            raise ConfigError("search.epochs: bench times a search that trains. Give at least 1.")
         if config.controller.interval < 2:
             raise ConfigError("controller.interval: bench tells rounds from steps, which takes an interval above 1.")
         return config

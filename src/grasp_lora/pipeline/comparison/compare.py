@@ -183,7 +183,8 @@ def _finish(
     """Write records, tables and the plot of every part, and return them."""
     records: dict[str, Any] = {}
     text: dict[str, str] = {}
-    provenance = {"provenance": _provenance(folder.manifest())}
+    manifest = folder.manifest()
+    provenance = {"provenance": _provenance(manifest), "jobs": manifest["config"]["compare"]["jobs"]}
     for part in parts if tables else ():
         found = gather(part, agenda.shown(part), results, agenda.tuning) | provenance
         records[part.name], text[part.name] = found, make_tables(found)

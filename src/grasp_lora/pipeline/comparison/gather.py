@@ -38,7 +38,6 @@ def gather(part: Part, units: Sequence[Unit], results: Results, tuning: Tuning) 
         "lora": {"r": config.lora.r, "alpha": config.lora.alpha},
         "reference": config.compare.reference,
         "seeds": list(config.compare.seeds),
-        "jobs": config.compare.jobs,
         "codes": sorted({results.done[unit.key]["code"] for unit in units if unit.key in results.done}),
         "adapters": [_adapter(u, results) for u in units if u.role is not None and u.key in results.done],
         "tuning": [_choice(choice) for choice in sorted(choices, key=lambda choice: names.index(choice.row))],

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ...baselines import METHODS, Method, find_method
-from ...config import CellConfig, CompareConfig, Config, DataConfig, SplitFiles, load_config, to_dict, to_yaml
+from ...config import CellConfig, CompareConfig, Config, DataConfig, SplitFiles, load_config, to_dict
 from ...errors import ConfigError, nearest
+from ...runs import flatten
 from ...runs.folder import TOKENS
 
 Role = Literal["source", "target"]
@@ -140,7 +141,7 @@ def adapter_units(folder: Path, cell: Cell) -> list[Unit]:
     for role in roles:
         if getattr(cell.config.adapters, role) is None:
             config = _adapter_config(cell.config, role)
-            digest = hashlib.sha256(to_yaml(config).encode("utf-8")).hexdigest()
+            digest = hashlib.sha256(json.dumps(_own_settings(config)).encode("utf-8")).hexdigest()
             key = f"{role}_adapter.{digest[:12]}.{cell.seed}"
             config = config.model_copy(update={"run": cell.config.run})  # how often it is saved changes no adapter
             units.append(Unit(key, folder / key, _placed(config, folder / key), cell.name, role=role))
@@ -157,7 +158,15 @@ def _adapter_config(config: Config, role: Role) -> Config:
         own = SplitFiles(train=config.data.target.train, dev=config.data.target.dev)
         data = data.model_copy(update={"target": own})
     training = {f"train_{role}": getattr(config, f"train_{role}")}
-    return Config(seed=config.seed, model=config.model, task=task, data=data, lora=config.lora, **training)
+    return Config(
+        seed=config.seed, model=config.model, task=task, data=data, lora=config.lora, speed=config.speed, **training
+    )
+
+
+def _own_settings(config: Config) -> list[list[Any]]:
+    """Return the settings that are not defaults: one that a later version adds does not make it another adapter."""
+    defaults = flatten(to_dict(Config()))
+    return sorted([name, value] for name, value in flatten(to_dict(config)).items() if defaults.get(name) != value)
 
 
 def method_unit(

@@ -6,6 +6,7 @@ base model is loaded once per process.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -77,8 +78,9 @@ def run_unit(unit: Unit, stop_requested: Callable[[], bool]) -> Done:
     except GraspError as error:
         return Done(unit.key, None, str(error), error.exit_code)
     finally:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # other processes share this GPU
+        if torch.cuda.is_available():  # other processes share this GPU, and a loop's buffers may lie in cycles
+            gc.collect()
+            torch.cuda.empty_cache()
 
 
 def finished(unit: Unit) -> Done | None:

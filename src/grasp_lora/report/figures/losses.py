@@ -57,6 +57,8 @@ def _caption(result: Row) -> str:
     best = outcome["best_epoch"]
     if best is None:
         return "There was no dev set to pick an epoch by, or none was asked for: the last state counts."
+    if best < 0 and result.get("asked", result.get("point")) != result.get("point"):
+        return "The merge as it came, neither pruned nor trained further, had the best dev loss and was kept."
     if best < 0:
         return "No epoch had a better dev loss than the merge before training, which is the one that was kept."
     early = ", and training stopped early" if outcome["stopped_early"] else ""
