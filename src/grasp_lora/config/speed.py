@@ -32,8 +32,9 @@ class SpeedConfig(Section):
     cuda_graphs: bool = Field(
         True, description="on a GPU, record training passes as CUDA graphs, one per shape, and replay them"
     )
-    compile_layers: Literal["auto", "none", "probes", "all"] = Field(
-        "auto", description="torch.compile of the decoder layers for rounds of probes, or for training too; auto: none"
+    compile_layers: Literal["none", "probes", "all"] = Field(
+        "none",
+        description="torch.compile of the decoder layers, for rounds of probes or for training too (takes seconds)",
     )
     fused_norms: bool = Field(True, description="on a GPU, RMS norms in one kernel, unless layers are compiled for all")
     fused_optimizer: bool = Field(True, description="on a GPU, AdamW in one kernel")

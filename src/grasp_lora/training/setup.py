@@ -120,7 +120,7 @@ class Setup:
         model, speed = self.base.model, self.config.speed
         if self.base.device.type == "cuda" and speed.fused_norms and speed.compile_layers != "all":
             injection.keep(fuse_norms(model))
-        if speed.compile_layers in ("probes", "all"):
+        if speed.compile_layers != "none":
             injection.keep(CompiledLayers(model, injection, training=speed.compile_layers == "all"))
         return Attached(self.base.model, injection, bank, self.base.pad_id, self.config.speed)
 
