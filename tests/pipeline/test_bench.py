@@ -16,7 +16,7 @@ from grasp_lora.config import build_config
 from grasp_lora.pipeline.bench import clock, record, workloads
 from grasp_lora.pipeline.bench.counting import Counter
 from grasp_lora.pipeline.bench.demo_rounds import measure_rounds
-from grasp_lora.pipeline.bench.measure import Subject
+from grasp_lora.pipeline.bench.measure import Subject, _agreement
 from grasp_lora.pipeline.bench.stages import stage_times
 from grasp_lora.pipeline.bench.variants import planned, switches
 from grasp_lora.pipeline.bench.workloads import mean_tokens
@@ -119,7 +119,8 @@ def test_what_the_stages_did_is_what_was_asked(measured):
     assert counted["search_trained_tokens"] == counted["final_trained_tokens"] == 3 * tokens
     assert counted["rounds"] == 9
     assert result["config"]["finalize"]["mask"] == "dynamic"
-    assert result["generation"]["same_tokens_share"] == 1.0
+    assert result["generation"]["agreeing_tokens"] == PICO.new_tokens
+    assert _agreement([1, 2, 3], [1, 2, 4]) == 2
     assert result["peak_memory"]["search"]["bytes"] > 0
 
 
@@ -261,6 +262,7 @@ def test_answers_that_do_not_fit_leave_the_rest_of_the_record(measured, pico, cl
         (("--max-memory-gib", 8, "--set", "model.device=cpu"), 2, "--max-memory-gib caps the allocator of a GPU"),
         (("--variant", "speed.nothing=1"), 2, "unknown setting 'speed.nothing'"),
         (("--variant", "model.dtype=float64"), 2, "model and adapters are made once"),
+        (("--workload", "demo", "--quick"), 2, "are not for the demo's rounds"),
         (("--max-memory-gib", 0), 2, "--max-memory-gib must be above 0"),
         (("--set", "model.quantization=bnb-4bit"), 2, "model.quantization: bench makes its own weights"),
         (("--set", "search.epochs=0"), 2, "search.epochs: bench times a search that trains"),
@@ -308,3 +310,19 @@ def test_the_page_shows_the_recorded_rounds():
     assert result["largest_difference"] < 4e-6
     assert made["code"]["dirty"] is False
     assert f"(load {result['load_before']:.1f} before, {result['load_after']:.1f}" in page.replace("\n", " ")
+
+
+def test_the_page_shows_the_recorded_twins():
+    root = Path(__file__).parents[2]
+    made = json.loads((root / "benchmarks" / "bench" / "cpu-twins.json").read_text(encoding="utf-8"))
+    page = (root / "docs" / "performance.md").read_text(encoding="utf-8")
+    for result in made["results"]:
+        run, pieces = result["run"], result["pieces"]
+        step, probed, update = (pieces[name]["median_s"] for name in ("training step", "round", "final update"))
+        answered = 1e3 * result["generation"]["per_new_token_and_example_s"]
+        assert (
+            f"| `{result['workload']}` | {step:.3f} s | {probed:.2f} s | {update:.3f} s | {answered:.2f} ms "
+            f"| {run['seconds']:.1f} s | {run['ratio']:.2f} | {100 * run['masks_policy_commit_share']:.1f} % |"
+        ) in page
+        assert not run["extrapolated"]
+    assert made["code"]["dirty"] is False

@@ -106,10 +106,10 @@ def test_a_deep_model_is_measured_at_two_depths(world, monkeypatch, no_weights):
     monkeypatch.setattr(calibrate, "_measured", measured)
     monkeypatch.setattr(calibrate, "_depth", lambda _settings: 11)
     costs = calibrate.calibrate(world.config(), calibrate.Typical(10, 2))
-    assert depths == [1, 2]
+    assert depths == [2, 4]
     assert costs.lines["train"] == Line((12.0, 13.0), (0.5, 0.5))
     assert costs.lines["round"] == Line((3.0, 3.0))
-    assert "one and two of its 11 layers" in costs.source
+    assert "2 and 4 of its 11 layers" in costs.source
 
 
 def test_cutting_a_model_cuts_its_kinds_of_layers_too():
@@ -149,6 +149,9 @@ def test_what_is_no_record_is_refused(world, tmp_path, cli):
     said = cli("run", "--config", world.file(), "--dry-run", "--bench-record", tmp_path / "other.json")
     assert said.code == 6
     assert "is no record of `grasp-lora bench`" in said.error.replace("\n", " ")
+    said = cli("run", "--config", world.file(), "--bench-record", tmp_path / "other.json")
+    assert (said.code, "Use it with --dry-run" in said.error) == (2, True)
+    assert not (world.root / "run").exists()
 
 
 def test_four_bits_are_not_predicted_without_a_record(world, monkeypatch):

@@ -124,8 +124,8 @@ def _generation(answers: Mapping[str, Any]) -> str:
     return (
         f"generation {answers['per_new_token_and_example_s']:.6f} s per new token and example (with the first call's "
         f"capture {answers['with_first_call_s']:.6f}, without adapters {answers['without_adapters_s']:.6f}, "
-        f"transformers' own loop {answers['transformers_loop_s']:.6f}); {answers['same_tokens_share']:.1%} of tokens "
-        f"as that loop's{note}"
+        f"transformers' own loop {answers['transformers_loop_s']:.6f}); the first "
+        f"{answers['agreeing_tokens']:.1f} tokens as that loop's, on the mean{note}"
     )
 
 

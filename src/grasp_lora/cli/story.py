@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from ..errors import ConfigError
 from .options import (
     AsJson,
     BenchRecord,
@@ -46,6 +47,8 @@ def run(
     resolved = read_config(config, sets, report_to)
     if shown(resolved, print_config, as_json):
         return
+    if bench_record is not None and not dry_run:
+        raise ConfigError("--bench-record predicts seconds. Use it with --dry-run.")
     if dry_run:
         show_plan(predicted_plan(resolved, bench_record), as_json)
         return

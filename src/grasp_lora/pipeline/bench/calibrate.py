@@ -1,4 +1,4 @@
-"""Lines of the cost model, measured in seconds: the model's own layers with random weights, one and two of them.
+"""Lines of the cost model, measured in seconds: the model's own layers with random weights, two and four of them.
 
 Nothing is downloaded and no weights are loaded. A small model is measured whole; of a large one, what each further
 layer costs is taken from the difference between two depths. The passes are those of the run: its training loop, its
@@ -30,6 +30,9 @@ from .pieces import (
 from .workloads import Workload, setup_of
 
 SMALL = 50_000_000  # parameters up to which a model is measured whole
+# Layers of the two models that stand for a large one. The last layer may run at answer positions only and the first
+# needs no gradient of its input, so that only further ones in between are like most.
+DEPTHS = (2, 4)
 MARGIN = 0.25
 _REPEATS, _ROUNDS, _STEPS = 3, 9, 8
 _FEW, _MOST = 4, 16  # examples
@@ -55,12 +58,12 @@ def calibrate(config: Config, typical: Typical) -> CostModel:
         location(config.model), revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
     )
     depth, parameters = _depth(settings), sum(parameter.numel() for parameter in skeleton(config.model).parameters())
-    if parameters <= SMALL or depth <= 2:
+    if parameters <= SMALL or depth <= DEPTHS[1]:
         lines, how = _measured(config, typical, settings), "all layers"
     else:
-        one, two = (_measured(config, typical, _cut(settings, layers)) for layers in (1, 2))
-        lines = {kind: _deepened(one[kind], two[kind], depth) for kind in one}
-        how = f"one and two of its {depth} layers"
+        few, more = (_measured(config, typical, _cut(settings, layers)) for layers in DEPTHS)
+        lines = {kind: _deepened(few[kind], more[kind], depth) for kind in few}
+        how = f"{DEPTHS[0]} and {DEPTHS[1]} of its {depth} layers"
     device = resolve_device(config.model.device)
     return CostModel(lines, f"measured now on this machine's {device.type}, {how} with random weights", MARGIN)
 
@@ -82,14 +85,15 @@ def _cut(settings: Any, layers: int) -> Any:
     return cut
 
 
-def _deepened(one: Line, two: Line, depth: int) -> Line:
-    """Return a line for `depth` layers from those for one and for two; a layer costs no less than nothing."""
+def _deepened(few: Line, more: Line, depth: int) -> Line:
+    """Return a line for `depth` layers from those for DEPTHS of them; a layer costs no less than nothing."""
+    layers = (depth - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
 
     def grown(first: Pair, second: Pair) -> Pair:
-        low, high = sorted(a + (depth - 1) * max(b - a, 0.0) for a, b in zip(first, second, strict=True))
+        low, high = sorted(a + layers * max(b - a, 0.0) for a, b in zip(first, second, strict=True))
         return low, high
 
-    return Line(grown(one.fixed, two.fixed), grown(one.per_token, two.per_token))
+    return Line(grown(few.fixed, more.fixed), grown(few.per_token, more.per_token))
 
 
 def _measured(config: Config, typical: Typical, settings: Any) -> Lines:

@@ -249,10 +249,15 @@ def _generated(subject: Subject, bench: Bench, repeats: int) -> dict[str, Any]:
     bare = generation_seconds(bench, 1, static=static, adapted=False)
     plain = generation_seconds(bench, 1, static=False)
     per = size.generated * size.new_tokens
-    same = [a == b for left, right in zip(ours.ids, plain.ids, strict=True) for a, b in zip(left, right, strict=True)]
+    rows = list(zip(ours.ids, plain.ids, strict=True))
     return {
         **ours.timing.to_dict(), "per_new_token_and_example_s": ours.timing.median / per,
         "with_first_call_s": sum(ours.timing.warm_up) / per,
         "without_adapters_s": bare.timing.median / per, "transformers_loop_s": plain.timing.median / per,
-        "same_tokens_share": statistics.fmean(same), "note": ours.note,
+        "agreeing_tokens": statistics.fmean(_agreement(*pair) for pair in rows), "note": ours.note,
     }  # fmt: skip
+
+
+def _agreement(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two answers share before the first that differs."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=True)) if a != b), len(one))

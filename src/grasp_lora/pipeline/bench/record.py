@@ -87,6 +87,9 @@ def _checked(request: Request) -> dict[str, Config]:
     """Return the configuration of every workload; raises `ConfigError` before anything is measured."""
     for name in request.workloads:
         check_choice("--workload", name, workload_names())
+    more = request.quick or request.scaling or request.variants or request.variant
+    if more and set(request.workloads) == {DEMO}:
+        raise ConfigError("--quick, --scaling, --variants and --variant are not for the demo's rounds. Leave them out.")
     if request.repeats < 1:
         raise ConfigError(f"--repeats must be at least 1 (got {request.repeats}).")
     if request.memory_gib is not None and request.memory_gib <= 0:
