@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from grasp_lora.adapters.bank import AdapterBank
 from grasp_lora.adapters.discover import dims, linear_modules
+from grasp_lora.adapters.importance import activation
 from grasp_lora.adapters.inject import Injection
 from grasp_lora.adapters.masks import rank
 from grasp_lora.adapters.peft_load import AdapterFactors, Factor
@@ -33,6 +34,7 @@ from grasp_lora.config import MergeConfig, SpeedConfig, TrainingConfig
 from grasp_lora.data import Encoded
 from grasp_lora.probing import Attached, Evaluator
 from grasp_lora.probing.compiled import CompiledLayers
+from grasp_lora.probing.norms import fuse_norms
 from grasp_lora.training import Plumbing, TrainingLoop, commit_mask
 
 SHAPE = {
@@ -188,10 +190,15 @@ def rounds(world: World) -> dict[str, Any]:
     ranking = rank(bank.dense().abs(), bank.segments("per_tensor"))
     masks = [bank.kept, *(ranking.kept(ratio) for ratio in RATIOS)]
     losses = {}
-    for name, speed, compiled in (
-        ("plain", PLAIN, False), ("no mask", {}, False), ("no mask, compiled", {}, True),
-    ):  # fmt: skip
+    for name, speed, norms_fused, compiled in (
+        ("plain", PLAIN, False, False),
+        ("no mask", {}, False, False),
+        ("norms", {}, True, False),
+        ("compiled", {}, False, True),
+    ):
         with Injection(world.model, bank.modules) as injection:
+            if norms_fused:
+                injection.keep(fuse_norms(world.model))
             if compiled:
                 injection.keep(CompiledLayers(world.model, injection, training=False))
             probe = Evaluator(Attached(world.model, injection, bank, 0, SpeedConfig(**speed)), world.micro)
@@ -207,13 +214,16 @@ def rounds(world: World) -> dict[str, Any]:
         say(f"round, {name}: {found[name]}")
     optimizer = torch.optim.AdamW([bank.values])
     found["ranking_s"] = timed(lambda: rank(bank.dense().abs(), bank.segments("per_tensor")), world.device)
+    norms = {module: torch.rand(a.shape[-1], device=world.device) for module, (a, _) in bank.merged().items()}
+    for _ in range(2):
+        found["activation_s"] = timed(lambda: activation(bank, norms), world.device)
     found["masks_s"] = timed(lambda: [ranking.kept(ratio) for ratio in RATIOS], world.device)
     found["commit_s"] = timed(lambda: commit_mask(bank, masks[2], optimizer), world.device)
     return found
 
 
 def trained(
-    world: World, speed: dict[str, Any], compiled: bool, items: Sequence[Encoded], epochs: int, **training: Any
+    world: World, speed: dict[str, Any], extra: str, items: Sequence[Encoded], epochs: int, **training: Any
 ) -> dict[str, Any]:
     """Return seconds per update in the first and in the last epoch of a training loop, its last loss and the memory."""
     bank = world.bank()
@@ -228,8 +238,10 @@ def trained(
             ends.append(time.perf_counter())
 
     with Injection(world.model, bank.modules) as injection:
-        if compiled:
+        if extra == "compiled":
             injection.keep(CompiledLayers(world.model, injection, training=True))
+        if extra == "norms":
+            injection.keep(fuse_norms(world.model))
         attached = Attached(world.model, injection, bank, 0, SpeedConfig(**speed))
         config = TrainingConfig(epochs=epochs, lr=1e-5, **training)
         loop = TrainingLoop(attached, items, config, seed=0, plumbing=Plumbing(log=log))
@@ -254,14 +266,15 @@ def steps(world: World) -> dict[str, Any]:
     """Time training steps of batch 1 with each switch."""
     found = {}
     few = world.train[:10]
-    for name, speed, compiled, items, epochs in (
-        ("plain", PLAIN, False, few, 2),
-        ("no mask", {"cuda_graphs": False}, False, few, 2),
-        ("graphs", {}, False, world.train, 3),
-        ("compiled", {"cuda_graphs": False}, True, few, 2),
-        ("both", {}, True, world.train, 3),
+    for name, speed, extra, items, epochs in (
+        ("plain", PLAIN, "", few, 2),
+        ("no mask", {"cuda_graphs": False}, "", few, 2),
+        ("graphs", {}, "", world.train, 3),
+        ("graphs, norms", {}, "norms", world.train, 3),
+        ("compiled", {"cuda_graphs": False}, "compiled", few, 2),
+        ("graphs, compiled", {}, "compiled", world.train, 3),
     ):
-        found[name] = trained(world, speed, compiled, items, epochs, batch_size=1, accumulation=1)
+        found[name] = trained(world, speed, extra, items, epochs, batch_size=1, accumulation=1)
         say(f"step, {name}: {found[name]}")
     return found
 
@@ -270,8 +283,8 @@ def updates(world: World) -> dict[str, Any]:
     """Time updates of 8 examples, in passes of one, and packed."""
     found = {}
     items = world.train[:48]
-    for name, speed in (("one by one", {}), ("packed 4096", {"tokens_per_pass": 4096})):
-        found[name] = trained(world, speed, False, items, 3, batch_size=1, accumulation=8)
+    for name, speed in (("one by one", {"pack_accumulation": False}), ("packed", {})):
+        found[name] = trained(world, speed, "norms", items, 3, batch_size=1, accumulation=8)
         say(f"update of 8, {name}: {found[name]}")
     return found
 
@@ -283,6 +296,7 @@ def profiles(world: World) -> dict[str, Any]:
 
     bank = world.bank()
     with Injection(world.model, bank.modules) as injection:
+        injection.keep(fuse_norms(world.model))
         attached = Attached(world.model, injection, bank, 0)
         loop = TrainingLoop(attached, world.train[:1], TrainingConfig(epochs=4, lr=1e-5, batch_size=1), seed=0)
         loop.run()

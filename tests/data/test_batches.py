@@ -7,7 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grasp_lora.data import IGNORED, Encoded, answer_window, collate, epoch_order, length_sorted_chunks
+from grasp_lora.data import (
+    IGNORED,
+    Encoded,
+    answer_window,
+    cheapest_chunks,
+    collate,
+    epoch_order,
+    length_sorted_chunks,
+)
 
 PAD = 0
 
@@ -94,3 +102,43 @@ def test_epochs_and_seeds_differ_and_leave_global_state_alone() -> None:
     orders = {tuple(epoch_order(50, seed, epoch)) for seed in (1, 2) for epoch in range(3)}
     assert len(orders) == 6
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@given(st.lists(st.integers(1, 30), max_size=9), st.integers(1, 5), st.integers(1, 90), st.integers(0, 60))
+def test_the_cheapest_chunks_hold_every_position_once_and_no_other_cut_is_cheaper(lengths, most, tokens, least):
+    chunks = cheapest_chunks(lengths, most, tokens, least)
+    assert sorted(position for chunk in chunks for position in chunk) == list(range(len(lengths)))
+    assert all(len(chunk) <= most for chunk in chunks)
+    order = [position for chunk in chunks for position in chunk]
+    assert [lengths[i] for i in order] == sorted(lengths, reverse=True)
+
+    def cost(sizes: tuple[int, ...]) -> float:
+        total, start = 0, 0
+        for size in sizes:
+            held = size * lengths[order[start]]
+            if size > most or (held > tokens and size > 1):
+                return float("inf")
+            total, start = total + max(held, least), start + size
+        return total
+
+    def cuts(n: int) -> list[tuple[int, ...]]:
+        return [()] if n == 0 else [(size, *rest) for size in range(1, n + 1) for rest in cuts(n - size)]
+
+    assert cost(tuple(map(len, chunks))) == min(map(cost, cuts(len(lengths))))
+
+
+def test_a_batch_can_be_wider_than_its_longest_sequence_but_not_narrower():
+    items = [Encoded("a", (5, 6, 7), 2), Encoded("b", (5, 6), 1)]
+    wide = collate(items, 0, width=5)
+    assert wide.input_ids.tolist() == [[5, 6, 7, 0, 0], [5, 6, 0, 0, 0]]
+    assert wide.places.tolist() == [1, 5]
+    with pytest.raises(ValueError, match="3 tokens does not fit into 2"):
+        collate(items, 0, width=2)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_places_are_where_labels_are_predicted(side):
+    items = [Encoded("a", (5, 6, 7, 8), 2), Encoded("b", (5, 6), 0), Encoded("c", (5, 6, 7), 3)]
+    batch = collate(items, 0, side=side)
+    rows, columns = (batch.labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    assert batch.places.tolist() == (rows * 4 + columns).tolist()

@@ -104,12 +104,12 @@ def test_settings(refused):
 
 def test_a_merged_model_of_a_4_bit_base_is_refused_at_the_start(monkeypatch, refused):
     monkeypatch.setattr("grasp_lora.pipeline.checks.check_device", lambda _config: "")
-    refused(2, "export.merged_model", "4 bits", export__merged_model=True, model__quantization="bnb-4bit")
+    refused(2, "export.merged_model", "few bits", export__merged_model=True, model__quantization="bnb-4bit")
 
 
 def test_a_missing_extra_is_named(monkeypatch, refused):
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    for name in ("bnb-4bit", "torchao-4bit"):
+    for name in ("bnb-4bit", "torchao-8bit"):
         refused(8, name, "pip install", model__quantization=name)
 
 
@@ -206,10 +206,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(world, cl
     file = world.file(run__checkpoint_every=1)
     honest, calls = step.answer_losses, 0
 
-    def later_nan(model, batch):
+    def later_nan(model, batch, **settings):
         nonlocal calls
         calls += 1
-        return honest(model, batch) * (float("nan") if calls == 4 else 1.0)
+        return honest(model, batch, **settings) * (float("nan") if calls == 4 else 1.0)
 
     with monkeypatch.context() as patch:
         patch.setattr(step, "answer_losses", later_nan)

@@ -155,8 +155,8 @@ def test_what_is_no_record_is_refused(world, tmp_path, cli):
 
 
 def test_four_bits_are_not_predicted_without_a_record(world, monkeypatch):
-    config = world.config(model__quantization="torchao-4bit")
+    config = world.config(model__quantization="torchao-8bit")
     monkeypatch.setattr("grasp_lora.pipeline.prediction.make_plan", lambda _config: make_plan(world.config()))
     found = predicted_plan(config).prediction
-    assert "4-bit weights are not made at random" in found.why_not
+    assert "Quantized weights are not made at random" in found.why_not
     assert found.stages == {}

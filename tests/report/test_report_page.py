@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -14,6 +15,8 @@ from grasp_lora.report import write_report
 from grasp_lora.report.comparing import compare_runs
 from grasp_lora.report.figures.interactive import plotly_script
 from grasp_lora.report.page import render_page
+from grasp_lora.report.provenance import cost_tables
+from grasp_lora.report.tables import stage_costs
 from grasp_lora.report.write import contents_of
 from report.synthetic import SYSTEMS, rows, settings, write_lines, write_run
 
@@ -241,3 +244,14 @@ def test_a_missing_package_writes_nothing_and_says_what_to_install(package, run,
     with pytest.raises(MissingExtraError, match=r"pip install 'grasp-lora\[report\]'"):
         write_report([run])
     assert not (run / "report").exists()
+
+
+def test_the_peak_of_a_stage_on_a_gpu_is_in_its_row(record):
+    name = next(iter(stage_costs(record.stages)))
+    plain = cost_tables(record)[1][0]
+    assert "peak GPU memory" not in plain.columns
+    memory = {"seq": 10**6, "kind": "memory", "peak_bytes": 3 * 2**30, "time": {}}
+    events = {**record.events, name: (*record.events.get(name, ()), memory)}
+    table = cost_tables(replace(record, events=events))[1][0]
+    assert table.columns[-1] == "peak GPU memory"
+    assert [row[-1] for row in table.rows] == ["3.0 GiB", *["-"] * (len(table.rows) - 1)]

@@ -25,6 +25,7 @@ PLAIN = {
     "cuda_graphs": False,
     "skip_mask": False,
     "narrow_last": False,
+    "fused_norms": False,
     "fused_optimizer": False,
     "read_losses_every": 1,
 }

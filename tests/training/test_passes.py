@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from grasp_lora.config import SpeedConfig, TrainingConfig
 from grasp_lora.data import Encoded, packed
-from grasp_lora.training.passes import largest_pass, pass_tokens
+from grasp_lora.training.passes import answer_weights, few_widths, largest_pass, pass_tokens
 
 
 def items(*lengths: int, answer: int = 2) -> list[Encoded]:
@@ -50,3 +51,27 @@ def test_the_largest_pass_bounds_every_update(speed, expected):
     found = items(40, 10, 10, 20, 20)
     assert largest_pass(SpeedConfig(**speed), training, found) == expected
     assert largest_pass(SpeedConfig(**speed), training, []) == (0, 0)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=8), st.integers(1, 3), st.sampled_from([1, 4]))
+def test_few_widths_pad_no_more_than_any_others(lengths, count, multiple):
+    widths = few_widths(lengths, count, multiple)
+    assert len(widths) <= count
+    assert widths[-1] == max(lengths)
+
+    def tokens(choice) -> int:
+        return sum(min(width for width in choice if width >= length) for length in lengths)
+
+    possible = sorted({min(max(lengths), -(-length // multiple) * multiple) for length in lengths})
+    others = [c for k in range(1, count + 1) for c in combinations(possible, k) if c[-1] == possible[-1]]
+    assert tokens(widths) == min(map(tokens, others))
+
+
+def test_no_sequences_need_no_widths():
+    assert few_widths([], 3) == []
+
+
+def test_answer_tokens_weigh_what_their_example_counts():
+    found = [Encoded("a", (5,) * 6, 2), Encoded("b", (5,) * 3, 2), Encoded("c", (5,) * 3, 0)]
+    weights = answer_weights(found, 3, torch.float64)
+    assert weights.tolist() == pytest.approx([1 / 12] * 4 + [1 / 3] + [1 / 6] * 2, abs=1e-15)

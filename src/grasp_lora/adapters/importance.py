@@ -66,15 +66,15 @@ def activation_pair(
     """Return `(|dS/dA|, |dS/dB|)` of `S = sum_ij |(B A)_ij| x_j` in closed form (arXiv 2505.24174).
 
     With `G = sign(B A) * x`: `dS/dA = B^T G`, `dS/dB = G A^T`. Rows of `B A` are made in blocks, so that a full
-    (d_out, d_in) product never exists.
+    (d_out, d_in) product never exists, and `x` goes to the small factors, not to the block.
     """
-    grad_a, grad_b = torch.zeros_like(a), torch.empty_like(b)
+    grad_a, grad_b, weighted = torch.zeros_like(a), torch.empty_like(b), (a * x).T
     for start in range(0, b.shape[0], _ROWS):
         rows = b[start : start + _ROWS]
-        g = torch.sign(rows @ a) * x
-        grad_a += rows.T @ g
-        grad_b[start : start + _ROWS] = g @ a.T
-    return grad_a.abs(), grad_b.abs()
+        signs = (rows @ a).sign_()
+        grad_a.addmm_(rows.T, signs)
+        torch.mm(signs, weighted, out=grad_b[start : start + _ROWS])
+    return (grad_a * x).abs_(), grad_b.abs_()
 
 
 def activation(bank: AdapterBank, norms: Mapping[str, Float[Tensor, " d_in"]]) -> Float[Tensor, " n"]:

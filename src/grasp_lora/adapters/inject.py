@@ -56,6 +56,7 @@ class ChannelNorms:
         self.squares: dict[str, Tensor] = {}
         self.tokens = 0
         self.filled = False
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None  # input, mask and squares of the newest module
 
     def reset(self) -> None:
         """Forget everything; called at each selection of a mask."""
@@ -71,13 +72,24 @@ class ChannelNorms:
                 f"prune.importance: activation cannot follow {module}: its input has shape {tuple(x.shape)}, not "
                 "(batch, tokens, channels). Use --set prune.importance=magnitude or leave the module out."
             )
-        wide = x.detach() if x.dtype == torch.float64 else x.detach().float()
-        total = (wide * mask.unsqueeze(-1).to(wide.dtype)).square().sum(dim=(0, 1))
+        total = self._squares(x, mask)
         if module in self.squares:
             self.squares[module].add_(total)
         else:
-            self.squares[module] = total
+            self.squares[module] = total.clone()
         self.filled = True
+
+    def _squares(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Return the sums of squares of `x` where `mask` is 1; modules side by side are given the same `x`."""
+        if self._last is None or self._last[0] is not x or self._last[1] is not mask:
+            wide = x.detach() if x.dtype == torch.float64 else x.detach().float()
+            total = (wide * mask.unsqueeze(-1).to(wide.dtype)).square_().sum(dim=(0, 1))
+            self._last = x, mask, total
+        return self._last[2]
+
+    def forget(self) -> None:
+        """Let go of the newest input, which would be kept in memory."""
+        self._last = None
 
     def norms(self) -> dict[str, Tensor]:
         """Return `x_j` per module, shape (d_in,); nothing where nothing was added."""
@@ -120,7 +132,7 @@ class Injection:
 
     def close(self) -> None:
         """Remove all hooks; the model is again as it came."""
-        for handle in self._handles:
+        for handle in reversed(self._handles):
             handle.remove()
         if self._standing:
             _STANDING.discard(self._model)
@@ -186,6 +198,7 @@ class Injection:
             yield
         finally:
             self._gather = before
+            norms.forget()
 
     @property
     def grouped(self) -> bool:
@@ -225,8 +238,10 @@ def _grouped(site: _Site, x: Tensor, a: Tensor, b: Tensor, output: Tensor) -> Te
             f"{site.name} cannot be probed in one pass: its input has shape {tuple(x.shape)} for {groups} candidates. "
             "Leave the module out of the adapters."
         )
-    low = torch.bmm(x.reshape(groups, -1, x.shape[-1]), a.to(x).transpose(1, 2)).to(output.dtype)
-    flat, up = output.reshape(groups, -1, output.shape[-1]), b.to(output).transpose(1, 2)
-    if site.fresh and not torch.is_grad_enabled():
-        return flat.baddbmm_(low, up).view(output.shape)
-    return torch.baddbmm(flat, low, up).view(output.shape)
+    # Flattened first: a compiler that sees as many rows as candidates would take that for a rule.
+    inside, flat = (tensor.flatten(0, 1).view(groups, -1, tensor.shape[-1]) for tensor in (x, output))
+    low = torch.bmm(inside, a.to(x).transpose(1, 2)).to(output.dtype)
+    up = b.to(output).transpose(1, 2)
+    in_place = site.fresh and not torch.is_grad_enabled()
+    added = flat.baddbmm_(low, up) if in_place else torch.baddbmm(flat, low, up)
+    return added.flatten(0, 1).view(output.shape)

@@ -30,7 +30,9 @@ class ModelConfig(Section):
         "auto", description="auto: bfloat16 on a GPU, float32 on the CPU"
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    quantization: Literal["none", "bnb-4bit", "torchao-4bit"] = Field("none", description="4-bit frozen weights")
+    quantization: Literal["none", "bnb-4bit", "torchao-8bit"] = Field(
+        "none", description="frozen weights in 4 or 8 bits; bnb-4bit needs a GPU"
+    )
     attn_implementation: str | None = Field(None, description="passed to transformers, e.g. sdpa or eager")
     gradient_checkpointing: bool = Field(False, description="less memory for about a third more time")
     trust_remote_code: bool = Field(False, description="run code from the model repository")

@@ -21,7 +21,7 @@ class SpeedConfig(Section):
     tokens_per_pass: PositiveInt | None = Field(
         None,
         description="most tokens of such a pass, padding included; default batch_size times the longest example, "
-        "which needs no more activation memory than passes of batch_size examples",
+        "which needs no more activation memory than passes of batch_size examples; on a GPU up to 4096 if they fit",
     )
     skip_mask: bool = Field(
         True, description="no attention mask where causal attention over right padding needs none (faster kernels)"
@@ -32,9 +32,11 @@ class SpeedConfig(Section):
     cuda_graphs: bool = Field(
         True, description="on a GPU, record training passes as CUDA graphs, one per shape, and replay them"
     )
-    compile_layers: Literal["auto", "none", "probes", "all"] = Field(
-        "auto", description="torch.compile of the decoder layers for rounds of probes, or for training too; auto: none"
+    compile_layers: Literal["none", "probes", "all"] = Field(
+        "none",
+        description="torch.compile of the decoder layers, for rounds of probes or for training too (takes seconds)",
     )
+    fused_norms: bool = Field(True, description="on a GPU, RMS norms in one kernel, unless layers are compiled for all")
     fused_optimizer: bool = Field(True, description="on a GPU, AdamW in one kernel")
     read_losses_every: PositiveInt = Field(
         10, description="on a GPU, updates after which their losses are looked at; every look waits for the GPU"

@@ -78,11 +78,13 @@ class Prediction:
     why_not: str | None = None
 
 
-def training_load(speed: SpeedConfig, training: TrainingConfig, items: Sequence[Encoded], seed: int) -> Load:
+def training_load(
+    speed: SpeedConfig, training: TrainingConfig, items: Sequence[Encoded], seed: int, *, on_gpu: bool = False
+) -> Load:
     """Return the load of one epoch in the order of the first."""
     lengths = [len(item.input_ids) for item in items]
     order, size = epoch_order(len(items), seed, 0), training.batch_size * training.accumulation
-    budget, sizes = pass_tokens(speed, training, items), []
+    budget, sizes = pass_tokens(speed, training, items, on_gpu=on_gpu), []
     for start in range(0, len(order), size):
         chosen = [lengths[i] for i in order[start : start + size]]
         if budget is None:

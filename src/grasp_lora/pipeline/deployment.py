@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
 from ..errors import AdapterError, ModelError
+from ..probing.memory import GpuPeak
 from .generation import generating, greedy_settings
 from .models import attach_peft
 
@@ -178,7 +179,7 @@ class PeakMemory:
         self.kind: MemoryKind
         self.before: int | None
         if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+            self._peak = GpuPeak(device)
             self.kind, self.before = "cuda allocated", torch.cuda.memory_allocated(device)
         else:
             _reset_process_peak()
@@ -188,7 +189,7 @@ class PeakMemory:
     def peak(self) -> int | None:
         """Return the largest number of bytes held since."""
         if self._device.type == "cuda":
-            return int(torch.cuda.max_memory_allocated(self._device))
+            return self._peak.bytes()
         return _process_peak()
 
 

@@ -120,7 +120,7 @@ def check_mergeable(base_config: ModelConfig) -> None:
     """Raise `ConfigError` for a quantized base: the merged model would not be base plus update."""
     if base_config.quantization != "none":
         raise ConfigError(
-            f"export.merged_model: a base in 4 bits (model.quantization={base_config.quantization}) cannot take the "
+            f"export.merged_model: a base in few bits (model.quantization={base_config.quantization}) cannot take the "
             "update exactly. Set export.merged_model=false and serve base and adapter separately, or "
             "model.quantization=none."
         )

@@ -10,7 +10,8 @@ from .models import resolve_device, resolve_dtype
 
 # Bytes per trainable entry: value, gradient, two moments, stash (float32) and the mask.
 _BYTES_PER_ENTRY = 5 * 4 + 1
-_BYTES_4BIT = 0.5625  # 4 bits and one 16-bit scale for 32 weights
+# Bytes per frozen weight: 4 bits with a 32-bit scale for 64 of them; 8 bits with one scale for a whole row.
+_QUANTIZED_BYTES = {"bnb-4bit": 0.5625, "torchao-8bit": 1.0}
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def peak_bytes(
     """
     settings = described.get_text_config()
     width = resolve_dtype(model.dtype, resolve_device(model.device)).itemsize
-    weights = parameters * (_BYTES_4BIT if model.quantization != "none" else width)
+    weights = parameters * _QUANTIZED_BYTES.get(model.quantization, width)
     hidden = settings.hidden_size
     inner = getattr(settings, "intermediate_size", None) or 4 * hidden
     layer = 12 * hidden + 4 * inner

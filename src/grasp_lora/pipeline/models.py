@@ -59,7 +59,7 @@ def check_device(config: ModelConfig) -> str:
     """Return device and dtype in words; raises for a device that is not there or a quantization not installed."""
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    _quantization(config, dtype)
+    _quantization(config, dtype, device)
     return f"{device}, {str(dtype).removeprefix('torch.')}, quantization {config.quantization}"
 
 
@@ -132,21 +132,26 @@ def load_tokenizer(config: ModelConfig) -> Any:
     return tokenizer
 
 
-def _quantization(config: ModelConfig, dtype: torch.dtype) -> Any:
+def _quantization(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> Any:
     if config.quantization == "bnb-4bit":
         if importlib.util.find_spec("bitsandbytes") is None:
             raise MissingExtraError("bitsandbytes", "bitsandbytes", "model.quantization=bnb-4bit")
+        if device.type != "cuda":
+            # On a CPU it repacks the weights at the first evaluation, and cannot train through them from then on.
+            raise ConfigError(
+                "model.quantization: bnb-4bit needs a GPU. Use model.quantization=torchao-8bit, or none, on a CPU."
+            )
         from transformers import BitsAndBytesConfig
 
         settings: Any = BitsAndBytesConfig
         return settings(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-    if config.quantization == "torchao-4bit":
+    if config.quantization == "torchao-8bit":  # its 4-bit weights have no backward pass
         if importlib.util.find_spec("torchao") is None:
-            raise MissingExtraError("torchao", "quant", "model.quantization=torchao-4bit")
-        from torchao.quantization import Int4WeightOnlyConfig
+            raise MissingExtraError("torchao", "quant", "model.quantization=torchao-8bit")
+        from torchao.quantization import Int8WeightOnlyConfig
         from transformers import TorchAoConfig
 
-        return TorchAoConfig(Int4WeightOnlyConfig(group_size=32))
+        return TorchAoConfig(Int8WeightOnlyConfig())
     return None
 
 
@@ -183,7 +188,7 @@ def load_base(config: ModelConfig) -> Base:
     dtype = resolve_dtype(config.dtype, device)
     tokenizer = load_tokenizer(config)
     extra: dict[str, Any] = {}
-    quantization = _quantization(config, dtype)
+    quantization = _quantization(config, dtype, device)
     if quantization is not None:
         extra["quantization_config"] = quantization
     if config.attn_implementation is not None:
@@ -198,7 +203,7 @@ def load_base(config: ModelConfig) -> Base:
     except torch.OutOfMemoryError:
         raise ModelError(
             f"'{config.name_or_path}' does not fit into the GPU's memory in {dtype}. Set "
-            "model.quantization=torchao-4bit or bnb-4bit, or use a larger GPU."
+            "model.quantization=bnb-4bit or torchao-8bit, or use a larger GPU."
         ) from None
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise _unloadable(config, error) from None

@@ -15,6 +15,7 @@ from .checks import Checked, preflight
 from .costs import Load, Prediction, answering_loads, forward_load, training_load
 from .footprint import Pass, peak_bytes
 from .members import SEQUENTIAL
+from .models import resolve_device
 from .search import rounds_at_once, search_axes
 
 
@@ -111,7 +112,8 @@ def _training(world: _World, name: str, role: str, training: TrainingConfig, *, 
     items, judged = world.items(role, "train"), world.items(role, "dev") if dev else ()
     steps = training.epochs * math.ceil(len(items) / (training.batch_size * training.accumulation))
     passes = training.epochs * (4 * _tokens(items) + 2 * _tokens(judged))
-    epoch = training_load(world.config.speed, training, items, world.config.seed)
+    on_gpu = resolve_device(world.config.model.device).type == "cuda"
+    epoch = training_load(world.config.speed, training, items, world.config.seed, on_gpu=on_gpu)
     loads = (epoch.times(training.epochs), forward_load(judged, training.eval_batch_size).times(training.epochs))
     return StagePlan(name, steps, training.epochs * len(items), training.epochs * len(judged), passes, loads)
 

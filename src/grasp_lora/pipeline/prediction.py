@@ -36,7 +36,7 @@ def predicted_plan(config: Config, record: str | Path | None = None) -> Plan:
 
 def _costs(config: Config, plan: Plan) -> CostModel:
     if config.model.quantization != "none":
-        raise ModelError("4-bit weights are not made at random. Give a record of `bench` to predict seconds.")
+        raise ModelError("Quantized weights are not made at random. Give a record of `bench` to predict seconds.")
     return calibrate(config, _typical(plan))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import Interrupted
+from ..probing.memory import GpuPeak
 from ..runs import EventLog, Progress, QuietProgress, load_checkpoint, save_checkpoint
 from ..runs.progress import Task
 from ..training import Plumbing, TrainingLoop
@@ -69,10 +70,14 @@ class StageIO:
             if self.folder is not None:
                 self._restore(loop, self.folder)
             self._log_start(total)
+            device = loop.bank.values.device
+            peak = GpuPeak(device) if device.type == "cuda" else None
             with self.progress.stage(self.name.replace("_", " "), total) as task:
                 self._task = task
                 task.advance(loop.position.step)
                 yield
+            if peak is not None:
+                self._log("memory", {"peak_bytes": peak.bytes()})
         finally:
             self._task = None
             for log in (self._events, self._history):

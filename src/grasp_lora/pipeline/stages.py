@@ -246,8 +246,12 @@ def finalize_stage(
         _save_bank(stage, final.bank)
         stage.finish(
             {
-                "ratio": final.point.ratio, "point": final.point.to_dict(), "asked": point.to_dict(),
-                "density": final.density, "densities": final.bank.densities(), "flips": list(final.flips),
+                "ratio": final.point.ratio,
+                "point": final.point.to_dict(),
+                "asked": point.to_dict(),
+                "density": final.density,
+                "densities": final.bank.densities(),
+                "flips": list(final.flips),
                 "plain_dev_loss": final.plain_dev_loss,
                 "probe_tokens": final.probe_tokens,
                 "outcome": outcome_row(final.outcome),

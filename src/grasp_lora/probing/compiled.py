@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.inject import Injection
-from .layers import decoder_layers
+from .layers import Overrides, decoder_layers
 
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -38,16 +38,15 @@ class CompiledLayers:
         self, model: nn.Module, injection: Injection, *, training: bool, compiler: Compiler = inductor
     ) -> None:
         self._injection, self._training = injection, training
-        self._layers = decoder_layers(model)[:-1]
-        self.gave_up: str | None = None if self._layers else "the model has no list of like layers"
-        for layer in self._layers:
-            layer.forward = self._wrapped(layer.forward, compiler(layer.forward))
+        self._overrides = Overrides()
+        layers = decoder_layers(model)[:-1]
+        self.gave_up: str | None = None if layers else "the model has no list of like layers"
+        for layer in layers:
+            self._overrides.set(layer, self._wrapped(layer.forward, compiler(layer.forward)))
 
     def remove(self) -> None:
         """Give the layers their own `forward` back."""
-        for layer in self._layers:
-            del layer.forward
-        self._layers = []
+        self._overrides.remove()
 
     def _wrapped(self, plain: Callable[..., Any], compiled: Callable[..., Any]) -> Callable[..., Any]:
         def forward(hidden: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -55,7 +54,10 @@ class CompiledLayers:
                 return plain(hidden, *args, **kwargs)
             _mark(hidden, kwargs)
             try:
-                return compiled(hidden, *args, **kwargs)
+                with warnings.catch_warnings():
+                    # While it traces, PyTorch looks at the gradient of the factors, which have none of their own.
+                    warnings.filterwarnings("ignore", r".*\.grad attribute of a Tensor that is not a leaf")
+                    return compiled(hidden, *args, **kwargs)
             except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
                 self._say(error)
             return plain(hidden, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""The layers of a model, and its last feed-forward block on answer positions alone.
+"""The layers of a model, other code for some of its modules, and its last feed-forward block on answer positions alone.
 
 Nothing after the last layer's attention mixes tokens, so the feed-forward block there is needed only where the head is:
 about two thirds of that layer's work.
@@ -7,8 +7,9 @@ about two thirds of that layer's work.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,30 @@ def _last_block(model: nn.Module) -> nn.Module | None:
         known = type(block).__module__.startswith("transformers.") and type(block).__name__.endswith("MLP")
         _BLOCKS[model] = [block] if isinstance(block, nn.Module) and known else []
     return next(iter(_BLOCKS[model]), None)
+
+
+class Overrides:
+    """Modules that run other code for a while; `remove` gives them back what they had."""
+
+    def __init__(self) -> None:
+        self._before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
+
+    def __len__(self) -> int:
+        return len(self._before)
+
+    def set(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        """Let `module` run `forward`."""
+        self._before.append((module, vars(module).get("forward")))
+        module.forward = forward
+
+    def remove(self) -> None:
+        """Undo all of it, the newest first."""
+        while self._before:
+            module, forward = self._before.pop()
+            if forward is None:
+                del module.forward
+            else:
+                module.forward = forward
 
 
 @contextmanager

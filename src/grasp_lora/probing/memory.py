@@ -3,34 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
+from weakref import WeakSet
 
 import torch
 from torch import nn
 
 _SHARE = 0.8  # of the free memory: pieces of it may be too small to use
-_PEAKS: dict[torch.device, int] = {}  # bytes, before the counter was set back to measure
 
 
-def peak_bytes(device: torch.device) -> int:
-    """Return the most bytes that tensors have taken on a GPU since the program began."""
-    return max(_PEAKS.get(device, 0), torch.cuda.max_memory_allocated(device))
+class GpuPeak:
+    """The most bytes that tensors have taken on a GPU since this object was made, whoever else measures meanwhile.
+
+    PyTorch has one counter a GPU, which measuring sets back; every peak that is being followed is told before.
+    """
+
+    _followed: ClassVar[WeakSet[GpuPeak]] = WeakSet()
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._bytes = numbered(device), 0
+        set_back_peak(device)
+        self._followed.add(self)
+
+    def bytes(self) -> int:
+        """Return the peak until now."""
+        return max(self._bytes, torch.cuda.max_memory_allocated(self._device))
+
+    @classmethod
+    def tell(cls, device: torch.device) -> None:
+        """Let all peaks on a GPU take in what its counter says."""
+        for peak in cls._followed:
+            if peak._device == numbered(device):
+                peak._bytes = peak.bytes()
+
+
+def numbered(device: torch.device) -> torch.device:
+    """Return a GPU with its number, also where the current one was meant."""
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def set_back_peak(device: torch.device) -> None:
+    """Set the GPU's counter of peak memory back; peaks that are followed keep what they were."""
+    GpuPeak.tell(device)
+    torch.cuda.reset_peak_memory_stats(device)
 
 
 def free_bytes(device: torch.device) -> int:
     """Return the bytes that new tensors can take, under the cap of `torch.cuda.set_per_process_memory_fraction`."""
     free, total = torch.cuda.mem_get_info(device)
-    reserved, taken = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
     cap = int(total * torch.cuda.get_per_process_memory_fraction(device))
-    return min(free, cap - reserved) + reserved - taken
+    return min(free, cap - torch.cuda.memory_reserved(device)) + _unused_bytes(device)
+
+
+def _unused_bytes(device: torch.device) -> int:
+    """Return what the allocator holds without using it; the pools of CUDA graphs are kept for their replays."""
+    segments = [
+        segment
+        for segment in torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]
+        if segment["device"] == numbered(device).index and tuple(segment.get("segment_pool_id", (0, 0))) == (0, 0)
+    ]
+    return sum(segment["total_size"] - segment["allocated_size"] for segment in segments)
 
 
 def fitting_tokens(run: Callable[[], object], tokens: int, device: torch.device) -> int:
     """Run a pass of `tokens` tokens once and return how many tokens the free memory holds at that rate."""
     run()  # libraries take memory of their own at the first call
     torch.cuda.synchronize(device)
-    _PEAKS[device] = peak_bytes(device)
+    set_back_peak(device)
     before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
     run()
     torch.cuda.synchronize(device)
     taken = max(1, torch.cuda.max_memory_allocated(device) - before)
@@ -40,9 +80,10 @@ def fitting_tokens(run: Callable[[], object], tokens: int, device: torch.device)
 def short_pass(model: nn.Module, device: torch.device) -> int:
     """Return below how many tokens a pass without gradients costs no less, because its overhead takes longer.
 
-    On a GPU a layer takes about 1 ms to launch, in which it would do some 4e11 multiplications with its weights. A CPU
-    starts a layer in less and does less: measured on the demo's model, 1.5e8.
+    On a GPU a layer takes 1 to 1.5 ms to launch, in which it would do some 4e11 multiplications with its weights; and
+    matrix products of few rows waste part of it, so that a pass should hold two or three times as much. A CPU starts
+    a layer in less and does less: measured on the demo's model, 1.5e8.
     """
-    work = 4e11 if device.type == "cuda" else 1.5e8
+    work = 1e12 if device.type == "cuda" else 1.5e8
     layers = max((len(module) for module in model.modules() if isinstance(module, nn.ModuleList)), default=1)
     return int(work * max(1, layers) / max(1, sum(p.numel() for p in model.parameters())))

@@ -55,6 +55,7 @@ def system_passes(record: RunRecord, system: str) -> int | None:
 
 def _training(record: RunRecord, costs: Mapping[str, Any]) -> Table:
     total = sum(row["token_passes"] for row in costs.values())
+    measured = any(_peak(record, name) != "-" for name in costs)
     rows = [
         [
             stage_label(name),
@@ -64,16 +65,24 @@ def _training(record: RunRecord, costs: Mapping[str, Any]) -> Table:
             f"{row['token_passes']:,}",
             f"{row['token_passes'] / total:.0%}" if total else "-",
             _wall(record, name),
+            *([_peak(record, name)] if measured else []),
         ]
         for name, row in costs.items()
     ]
     columns = ["stage", "steps", "tokens trained", "tokens forward", "token passes", "share", "wall time"]
+    columns += ["peak GPU memory"] if measured else []
     return Table("What each stage took (wall time from its first to its last logged step)", columns, rows)
 
 
 def _wall(record: RunRecord, stage: str) -> str:
     times = [float(e["time"]["unix"]) for e in record.events.get(stage, ()) if "unix" in e.get("time", {})]
     return format_duration(max(times) - min(times)) if len(times) > 1 else "-"
+
+
+def _peak(record: RunRecord, stage: str) -> str:
+    """Return the most memory that a stage's tensors took on the GPU; a resumed stage says what it took since."""
+    peaks = [e["peak_bytes"] for e in record.events.get(stage, ()) if e["kind"] == "memory"]
+    return f"{max(peaks) / 2**30:.1f} GiB" if peaks else "-"
 
 
 def _probing(record: RunRecord) -> list[str]:

@@ -74,7 +74,7 @@ class _Shape:
 
 
 class GraphedPasses:
-    """Runs a body over a few shapes, recorded when a shape comes up for the second time.
+    """Runs a body over a few shapes, each recorded when it first comes up (the very first shape: the second time).
 
     `widths` are the lengths that rows are padded to, `answer` the most answer tokens of an example, `limit` the most
     shapes. With `check`, each recording is compared with an unrecorded pass before it is trusted. What cannot be
@@ -99,15 +99,21 @@ class GraphedPasses:
     def __call__(self, items: Sequence[Encoded], count: int) -> Tensor:
         """Add the gradient of the loss of `items`, each counting 1 / `count`, and return their part of the loss."""
         batch, weights = self._padded(items, count)
-        known = self._shapes.get(tuple(batch.input_ids.shape))
+        shape = tuple(batch.input_ids.shape)
+        known = self._shapes.get(shape)
         if known is None:
-            if self.gave_up is None and len(self._shapes) < self._limit:
-                self._shapes[tuple(batch.input_ids.shape)] = _Shape(batch, weights)
-            return self._body(batch, weights)
+            return self._new(shape, _Shape(batch, weights))
         _fill(known, batch, weights)
-        if known.replay is None:
-            return self._first(known)
-        return self._again(known)
+        return self._first(known) if known.replay is None else self._again(known)
+
+    def _new(self, shape: tuple[int, ...], made: _Shape) -> Tensor:
+        """Run a shape that has not been seen, and record it, if there is room."""
+        if self.gave_up is not None or len(self._shapes) >= self._limit:
+            return self._body(made.batch, made.weights)
+        first = not self._shapes
+        self._shapes[shape] = made
+        # A pass that is not recorded loads kernels and makes sums; the check is one, of all shapes but the first.
+        return self._body(made.batch, made.weights) if first or not self._check else self._first(made)
 
     def _padded(self, items: Sequence[Encoded], count: int) -> tuple[Batch, Tensor]:
         """Return batch and answer weights in one of the few shapes, on the bank's device."""
@@ -125,28 +131,26 @@ class GraphedPasses:
         """Record a shape, unless recording failed before, and run it once."""
         if self.gave_up is not None:
             return self._body(known.batch, known.weights)
+        gradient = self._body.gradient
+        before = gradient.clone()
+        if self._check:
+            self._body(known.batch, known.weights, gather=False)
+        wanted = gradient - before
+        gradient.copy_(before)
         self._bank.scales()  # made anew by other means than can be recorded
         try:
-            replay, loss = self._recorder(lambda: self._body(known.batch, known.weights))
+            known.replay, known.loss = self._recorder(lambda: self._body(known.batch, known.weights))
         except RuntimeError as error:  # whatever the model does that cannot be recorded, memory included
             self._say(str(error).strip().splitlines()[0])
             return self._body(known.batch, known.weights)
-        known.replay, known.loss = replay, loss
-        if not self._check:
-            return self._again(known)
-        gradient = self._body.gradient
-        before = gradient.clone()
-        plain_loss = self._body(known.batch, known.weights, gather=False)
-        wanted = gradient - before
-        gradient.copy_(before)
         loss = self._again(known)
         difference = (gradient - before - wanted).norm()
-        if bool(difference <= _AGREES * wanted.norm()):
+        if not self._check or bool(difference <= _AGREES * wanted.norm()):
             return loss
         known.replay = None
-        gradient.copy_(before + wanted)
+        gradient.copy_(before)
         self._say(f"a recorded pass gave another gradient (by {float(difference / wanted.norm()):.2g})")
-        return plain_loss
+        return self._body(known.batch, known.weights, gather=False)  # its tokens have been gathered
 
     def _again(self, known: _Shape) -> Tensor:
         assert known.replay is not None  # the callers have looked

@@ -39,19 +39,19 @@ class TrainingLoop:
     ) -> None:
         self._model, self._injection, self.bank = attached.model, attached.injection, attached.bank
         self._items, self._config, self._seed, self._pad_id = items, config, seed, attached.pad_id
-        self._tokens = pass_tokens(attached.speed, config, items)
         self._dev, self._callbacks, self._selector = dev, callbacks, selector
         self.judging: Callable[[], bool] = lambda: True
         self.judging_start = False  # whether dev may also choose what there was before the first update
         self._io = plumbing or Plumbing()
         self._name = self._io.name
         on_gpu = self.bank.values.device.type == "cuda"
+        self._tokens = pass_tokens(attached.speed, config, items, on_gpu=on_gpu)
+        self._measures = on_gpu and self._tokens is not None and attached.speed.tokens_per_pass is None
         self.optimizer = torch.optim.AdamW(
             [self.bank.values], lr=config.lr, weight_decay=config.weight_decay,
             fused=True if on_gpu and attached.speed.fused_optimizer else None,
         )  # fmt: skip
-        self._needs_random = config.dropout > 0.0 or _has_dropout(attached.model)
-        self._pass = TrainingPass(attached, items, config, selector, random=self._needs_random)
+        self._pass = TrainingPass(attached, items, config, selector)
         self._unread: list[tuple[int, int, float, float | Tensor]] = []  # step, examples, rate, loss
         self._read_every = attached.speed.read_losses_every if on_gpu else 1
         self.position = Position()
@@ -77,6 +77,8 @@ class TrainingLoop:
                     callback.start()
                 if self.judging_start and self._dev is not None:
                     self._judge_start(self._dev)
+            if self._measures:
+                self._measure()
             self._epochs()
         except torch.OutOfMemoryError as error:
             raise TrainingError(
@@ -90,6 +92,15 @@ class TrainingLoop:
             self.bank.load_state(self._best)
         self._require_finite()
         return self._outcome()
+
+    def _measure(self) -> None:
+        """Lower the tokens of a packed pass to what the GPU's memory holds, but not below `batch_size` examples."""
+        sure = pass_tokens(self._pass.speed, self._config, self._items)
+        self._zero_gradient()
+        self._model.train()
+        with forked_global_state(self._seed, self._name, "measuring"):
+            fitting = self._pass.fitting(max(self._items, key=lambda item: len(item.input_ids)))
+        self._tokens, self._measures = max(sure or 1, min(self._tokens or 1, fitting)), False
 
     def _epochs(self) -> None:
         position, order = self.position, None
@@ -136,7 +147,7 @@ class TrainingLoop:
 
     def _backward(self, chosen: Sequence[int]) -> float | Tensor:
         """Accumulate the gradient of the mean loss over `chosen` and return that loss."""
-        if not self._needs_random:
+        if not self._pass.random:
             return self._accumulate(chosen)
         with forked_global_state(self._seed, self._name, "dropout", self.position.step):
             return self._accumulate(chosen)
@@ -277,13 +288,3 @@ class TrainingLoop:
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def _has_dropout(model: nn.Module) -> bool:
-    """Return whether any dropout of the base model can be active, so that the global random state matters."""
-    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
-        return True
-    settings = getattr(model, "config", None)
-    nested = [settings, getattr(settings, "text_config", None)]
-    values = [pair for part in nested if part is not None for pair in vars(part).items()]
-    return any("drop" in key and isinstance(value, float) and value > 0 for key, value in values)

@@ -12,13 +12,20 @@ from torch import Tensor
 from ..config import SpeedConfig, TrainingConfig
 from ..data import Encoded
 
+# Most tokens of a packed pass on a GPU, where no setting says so and memory allows: by then the matrix products of a
+# large model are bound by arithmetic, and more would only need more memory.
+GPU_TOKENS = 4096
 
-def pass_tokens(speed: SpeedConfig, training: TrainingConfig, items: Sequence[Encoded]) -> int | None:
+
+def pass_tokens(
+    speed: SpeedConfig, training: TrainingConfig, items: Sequence[Encoded], *, on_gpu: bool = False
+) -> int | None:
     """Return the most tokens of a packed pass, padding included; None where passes hold `batch_size` examples.
 
     Without `speed.tokens_per_pass`, it is what `batch_size` of the longest example hold: `batch_size` says what fits
     into memory, and packing must not need more. Activations follow the tokens; logits, of answer positions only, follow
-    the number of examples, so that a pass of many short examples needs more for those.
+    the number of examples, so that a pass of many short examples needs more for those. On a GPU a pass may hold up to
+    GPU_TOKENS; the loop lowers that to what its memory holds (`TrainingPass.fitting`).
     """
     if not speed.pack_accumulation:
         return None
@@ -26,7 +33,8 @@ def pass_tokens(speed: SpeedConfig, training: TrainingConfig, items: Sequence[En
         return speed.tokens_per_pass
     if training.accumulation == 1:
         return None
-    return training.batch_size * max((len(item.input_ids) for item in items), default=1)
+    sure = training.batch_size * max((len(item.input_ids) for item in items), default=1)
+    return max(sure, GPU_TOKENS) if on_gpu else sure
 
 
 def largest_pass(speed: SpeedConfig, training: TrainingConfig, items: Sequence[Encoded]) -> tuple[int, int]:

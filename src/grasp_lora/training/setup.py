@@ -19,6 +19,7 @@ from ..data import Encoded, EncodedSet, Example, Task, build_task, encode_kept
 from ..errors import DataError
 from ..probing import Attached, Evaluator
 from ..probing.compiled import CompiledLayers
+from ..probing.norms import fuse_norms
 
 
 @dataclass(frozen=True)
@@ -115,10 +116,12 @@ class Setup:
         return bank.to(self.base.device)
 
     def attach(self, injection: Injection, bank: AdapterBank) -> Attached:
-        """Return the model with a bank attached, as loops and evaluators take it; layers compiled as configured."""
-        if self.config.speed.compile_layers in ("probes", "all"):
-            training = self.config.speed.compile_layers == "all"
-            injection.keep(CompiledLayers(self.base.model, injection, training=training))
+        """Return the model with a bank attached, as loops and evaluators take it; its layers sped up as configured."""
+        model, speed = self.base.model, self.config.speed
+        if self.base.device.type == "cuda" and speed.fused_norms and speed.compile_layers != "all":
+            injection.keep(fuse_norms(model))
+        if speed.compile_layers != "none":
+            injection.keep(CompiledLayers(model, injection, training=speed.compile_layers == "all"))
         return Attached(self.base.model, injection, bank, self.base.pad_id, self.config.speed)
 
     def evaluator(self, attached: Attached, split: str, *, role: str = "target", batch_size: int = 16) -> Evaluator:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..config import TrainingConfig
+from ..config import SpeedConfig, TrainingConfig
 from ..data import Batch, Encoded, collate, moved
 from ..probing import Attached
 from ..probing.loss import answer_losses
+from ..probing.memory import fitting_tokens
 from .graphs import CudaRecorder, GraphedPasses, Recorder, why_not_recorded
 from .passes import answer_tokens, answer_weights, few_widths
 from .selector import MaskSelector
@@ -62,27 +64,40 @@ class PassBody:
 class TrainingPass:
     """Runs passes of a training loop over `items`: recorded on a GPU where that is possible, else as they are.
 
-    `random` says that a pass draws (dropout): a recorded one cannot be compared with another then, and the last block
+    `random` says that passes draw (dropout): a recorded one cannot be compared with another then, and the last block
     sees all tokens, so that what is drawn does not depend on settings of speed.
     """
 
     def __init__(
-        self,
-        attached: Attached,
-        items: Sequence[Encoded],
-        config: TrainingConfig,
-        selector: MaskSelector | None,
-        *,
-        random: bool = False,
+        self, attached: Attached, items: Sequence[Encoded], config: TrainingConfig, selector: MaskSelector | None
     ) -> None:
+        self.random = config.dropout > 0.0 or _has_dropout(attached.model)
         self._attached, self._device = attached, attached.bank.values.device
         self._body = PassBody(
-            attached, config.dropout, selector, narrow=attached.speed.narrow_last and not random
+            attached, config.dropout, selector, narrow=attached.speed.narrow_last and not self.random
         )  # fmt: skip
         self.graphs: GraphedPasses | None = None
         self.not_recorded = why_not_recorded(attached, max((len(item.input_ids) for item in items), default=0))
         if self.not_recorded is None:
-            self.record_with(CudaRecorder(), items, check=not random)
+            self.record_with(CudaRecorder(), items, check=not self.random)
+        elif self._device.type == "cuda" and attached.speed.cuda_graphs:
+            warnings.warn(f"training passes are not recorded as CUDA graphs: {self.not_recorded}.", stacklevel=3)
+
+    @property
+    def speed(self) -> SpeedConfig:
+        """The settings that the passes follow."""
+        return self._attached.speed
+
+    def fitting(self, item: Encoded) -> int:
+        """Return how many tokens a pass may hold in the GPU's free memory, measured on one example.
+
+        The gradient is lost.
+        """
+        batch = collate([item], self._attached.pad_id).to(self._device)
+        weights = moved(answer_weights([item], 1, self._attached.bank.values.dtype), self._device)
+        return fitting_tokens(
+            lambda: self._body(batch, weights, gather=False), batch.input_ids.numel(), self._device
+        )  # fmt: skip
 
     def record_with(self, recorder: Recorder, items: Sequence[Encoded], *, check: bool = True) -> None:
         """Record passes over `items` from now on."""
@@ -102,3 +117,13 @@ class TrainingPass:
         batch = collate(items, self._attached.pad_id).to(self._device)
         weights = answer_weights(items, count, self._attached.bank.values.dtype)
         return self._body(batch, moved(weights, self._device))
+
+
+def _has_dropout(model: nn.Module) -> bool:
+    """Return whether any dropout of the base model can be active, so that the global random state matters."""
+    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
+        return True
+    settings = getattr(model, "config", None)
+    nested = [settings, getattr(settings, "text_config", None)]
+    values = [pair for part in nested if part is not None for pair in vars(part).items()]
+    return any("drop" in key and isinstance(value, float) and value > 0 for key, value in values)
