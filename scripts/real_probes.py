@@ -86,12 +86,13 @@ def main() -> int:
     curves = {cell["name"]: cell for cell in read_json(RECORDS / "real-curves.json")["cells"]}
     try:
         config = settings(args)
-        base, cells = load_base(config.model), []
+        base = load_base(config.model)
+        cells: list[dict[str, Any]] = []
         for seed in config.compare.seeds:
             for cell in cells_of(config, seed):
                 folders = [args.comparison / "stages" / unit.key / "stages" / f"{unit.role}_adapter" / "adapter"
                            for unit in adapter_units(args.comparison / "stages", cell)]  # fmt: skip
-                found = probed(cell.config, folders, base)
+                found: dict[str, Any] = probed(cell.config, folders, base)
                 regret = {side: curve(curves[cell.name], side).regret(found["p_star"]) for side in SIDES}
                 cells.append({"cell": cell.name, "seed": seed, "regret": regret} | found)
                 sys.stdout.write(f"{cell.name} {seed}: ratio {found['p_star']:.3f}, regret {regret}\n")

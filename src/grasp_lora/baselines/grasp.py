@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from ..config import Config, ControllerConfig
+from ..config import TRAINED_EPOCHS, Config, ControllerConfig
 from .method import Method, MethodContext, MethodResult, register
 from .recommended import with_recommended
 
@@ -31,6 +31,8 @@ def with_preset(config: Config, preset: str) -> Config:
 def _grasp(context: MethodContext, *, preset: str, adapter: str) -> MethodResult:
     config = with_preset(context.config, preset)
     config = config.model_copy(update={"finalize": config.finalize.model_copy(update={"adapter": adapter})})
+    if not config.search.epochs and (preset == "released" or adapter == "reuse"):  # these cannot do without
+        config = config.model_copy(update={"search": config.search.model_copy(update={"epochs": TRAINED_EPOCHS})})
     found, final = context.bench.grasp(context.adapters, config)
     return MethodResult(final.bank, found.ratio, found.interval, details=found.details)
 

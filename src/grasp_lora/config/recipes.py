@@ -8,9 +8,19 @@ from typing import Any, Literal
 Recipe = Literal["paper", "recommended"]
 
 
-def _paper(_tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nothing: the defaults of the sections are the published method with the repaired controller."""
-    return {}
+TRAINED_EPOCHS = 10
+"""Epochs of a search that trains: the release's."""
+
+
+def _paper(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how long a search trains: not at all, unless the preset is the release's or its adapter is to be kept.
+
+    What is probed while the merge is trained says how a trained merge bears pruning, not what a final run makes of a
+    pruned one: on real tasks it names ratios that are too small (docs/controller.md, section 10).
+    """
+    released = (tree.get("controller") or {}).get("preset") == "released"
+    kept = (tree.get("finalize") or {}).get("adapter") == "reuse"
+    return {"search": {"epochs": TRAINED_EPOCHS if released or kept else 0}}
 
 
 def _recommended(tree: Mapping[str, Any]) -> dict[str, Any]:

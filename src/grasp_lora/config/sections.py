@@ -115,7 +115,9 @@ class SearchConfig(TrainingConfig):
     """The controller run: the merged adapters are trained on the target data while ratios are probed."""
 
     epochs: NonNegativeInt = Field(
-        10, description="passes over the training examples, at most; 0: probe the merge as it is, train nothing"
+        0,
+        description="passes over the training examples, at most; 0: probe the merge as it is, train nothing; "
+        "default 10 with preset released or finalize.adapter=reuse",
     )
     lr_decay: Positive = 0.85
     patience: PositiveInt | None = Field(

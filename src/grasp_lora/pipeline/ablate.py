@@ -27,10 +27,10 @@ from .ablation_table import LOSSES, markdown
 from .accounts import cost
 from .checks import required_splits
 from .keeping import GRASP
-from .members import members
+from .members import final_content, members
 from .opening import clean_stops, default_folder, working
 from .scoring import evaluate_stage
-from .stages import Run, all_adapters, final_content, final_stage, search_stage
+from .stages import Run, all_adapters, final_stage, search_stage
 from .story import grasp_factors
 
 

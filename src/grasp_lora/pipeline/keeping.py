@@ -14,8 +14,9 @@ from ..baselines import find_method
 from ..metrics.bootstrap import paired_bootstrap
 from .evaluation import split_losses
 from .finalize import FinalResult
+from .members import final_content
 from .rivals import rival_bank, system_factors
-from .stages import Run, begin, content, final_content
+from .stages import Run, begin, content
 
 GRASP = "grasp"
 # Rivals that cost a run of their own; the target adapter alone costs a dev pass.

@@ -1,4 +1,4 @@
-"""What is merged: the adapters as they came, or the source adapter fine-tuned on the target data in its place."""
+"""What goes into a merge, and what a final run left: by which content later stages know them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..adapters.peft_load import AdapterFactors
-from .stages import Run, trained_stage
+from ..runs import hash_file
+from .stages import BANK, Run, trained_stage
 
 SEQUENTIAL = "rival_sequential"  # the stage is that of the rival: the same adapter, trained once
 
@@ -22,3 +23,8 @@ def sequential_adapter(run: Run, start: AdapterFactors, name: str = SEQUENTIAL) 
     """Return the adapter `start` fine-tuned on the target's train split with the settings of `train_target`."""
     tuned = trained_stage(run, name, "target", run.config.train_target, start)
     return replace(tuned, name=start.name)
+
+
+def final_content(run: Run) -> dict[str, str]:
+    """Return the hash of the final run's factors, masks included."""
+    return {"final": hash_file(run.folder.stage("finalize").path / BANK)}

@@ -274,11 +274,6 @@ def require_final(run: Run, stage: StageFolder | None = None) -> dict[str, Any]:
     return done
 
 
-def final_content(run: Run) -> dict[str, str]:
-    """Return the hash of the final run's factors, masks included."""
-    return {"final": hash_file(run.folder.stage("finalize").path / BANK)}
-
-
 def load_final(run: Run, adapters: Sequence[AdapterFactors], stage: StageFolder) -> FinalResult:
     """Return a finished final run from its folder; raises `RunError` for none, or one of other adapters."""
     done = require_final(run, stage)

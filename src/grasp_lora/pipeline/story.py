@@ -23,7 +23,7 @@ from .deployment import measure_deployment
 from .export import export_adapter, export_merged_model, model_card
 from .finalize import FinalResult
 from .keeping import GRASP, Kept, keep
-from .members import members
+from .members import final_content, members
 from .models import location, resolve_dtype
 from .opening import working
 from .rivals import rival_content, rival_factors, system_factors
@@ -32,7 +32,6 @@ from .stages import (
     Run,
     all_adapters,
     begin,
-    final_content,
     final_stage,
     load_final,
     require_final,
