@@ -14,7 +14,7 @@ from tests.pico import pico_model, pico_tokenizer
 from typer.testing import CliRunner
 
 from grasp_lora.cli import app
-from grasp_lora.config import Config, load_config, parse_yaml, to_dict
+from grasp_lora.config import build_config, load_config, parse_yaml, to_dict
 from grasp_lora.config.sections import SplitFiles
 from grasp_lora.data.prepare import PRESETS
 from grasp_lora.pipeline.plan import make_plan
@@ -79,7 +79,8 @@ def test_validate_and_dry_run_with_a_pico_model(name, pico, tmp_path, monkeypatc
             assert not any(row["error"] for row in shown)
         else:
             names = [stage["name"] for stage in shown["stages"]]
-            assert names == ["source_adapter", "target_adapter", "search", "finalize", "keep", "evaluate"]
+            continued = ["rival_sequential"] if name == "recommended" else []
+            assert names == ["source_adapter", "target_adapter", *continued, "search", "finalize", "keep", "evaluate"]
     assert not (tmp_path / "runs").exists()  # neither of them starts a run
 
 
@@ -120,7 +121,7 @@ def test_the_template_holds_the_defaults():
     given = load_config(FOLDER / "recommended.yaml")
     written = parse_yaml((FOLDER / "recommended.yaml").read_text(encoding="utf-8"), "recommended.yaml")
     filled = {"model.name_or_path"} | {f"data.{s}.{n}" for s in ("source", "target") for n in SplitFiles.model_fields}
-    default = to_dict(Config())
+    default = to_dict(build_config({"recipe": "recommended"}))
     for section, values in written.items():
         for key, value in (values if isinstance(values, dict) else {"": values}).items():
             inner = value if isinstance(value, dict) else {"": value}

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from statistics import fmean
 from types import ModuleType
 
 import pytest
@@ -32,16 +33,28 @@ def test_the_page_is_what_the_records_say(script, monkeypatch, tmp_path):
     assert out.read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")
 
 
-def test_the_readme_shows_the_recorded_losses(script):
-    runs = json.loads(RECORDS.read_text(encoding="utf-8"))["runs"]
+def test_the_readme_shows_the_recorded_losses():
+    record = json.loads((ROOT / "benchmarks" / "compare" / "real.json").read_text(encoding="utf-8"))
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    table = readme[readme.index("<!-- results: real -->") :]
-    for system, label in script.SYSTEMS.items():
-        values = [script.value(run, system, "loss") for run in runs]
-        if None in values:
-            continue
-        (row,) = re.findall(rf"^\| {re.escape(label)} \|(.*)\|$", table, flags=re.MULTILINE)
-        assert [cell.strip() for cell in row.split("|")] == [f"{value:.3f}" for value in values]
+    table = readme[readme.index("<!-- results: real -->") : readme.index("## What it is worth")]
+    rows = dict(re.findall(r"^\| (.*?) \| (.*\d.*) \|$", table, flags=re.MULTILINE))
+    titles = {row["title"]: row["row"] for row in record["cells"][0]["rows"]}
+    assert len(rows) > 8
+    for title, shown in rows.items():
+        losses = [
+            next(r for r in cell["rows"] if r["row"] == titles[title])["scores"]["loss"] for cell in record["cells"]
+        ]
+        assert shown.split(" | ") == [f"{loss['mean']:.3f} ± {loss['sd']:.3f}" for loss in losses]
+
+
+def test_the_verdict_shows_the_recorded_means():
+    record = json.loads((ROOT / "benchmarks" / "compare" / "real.json").read_text(encoding="utf-8"))
+    verdict = (ROOT / "docs" / "verdict.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| .*\(`(\w+)`.*?\).*? \| ([\d.]+) \|", verdict, flags=re.MULTILINE)
+    assert len(shown) == 8
+    for name, value in shown:
+        rows = [next(row for row in cell["rows"] if row["row"] == name) for cell in record["cells"]]
+        assert f"{fmean(row['scores']['loss']['mean'] for row in rows):.3f}" == value
 
 
 def test_merging_and_pruning_beats_the_target_alone_on_questions(script):

@@ -165,8 +165,10 @@ def test_the_page_is_what_the_records_say(monkeypatch, tmp_path, capsys):
     assert run_script(module, monkeypatch, "--check") == 1
     assert "python scripts/results_page.py" in capsys.readouterr().err
     assert run_script(module, monkeypatch) == 0
-    assert (tmp_path / "results.md").read_text(encoding="utf-8") == page(committed(), module.TITLES)
-    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {f"compare-{name}" for name in committed()}
+    shown = {name: record for name, record in committed().items() if name != module.CURVES}
+    assert (tmp_path / "results.md").read_text(encoding="utf-8") == page(shown, module.TITLES)
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {f"compare-{name}" for name in shown}
+    assert (tmp_path / "results-curves.md").exists()
 
 
 def test_committed_records_name_no_place_of_a_machine():

@@ -31,7 +31,7 @@ def test_init_writes_what_loads_with_only_the_marked_settings_changed(task, lang
     assert found["config"] == str(path)
     config = load_config(path)
     assert (config.task.name, config.task.language) == (task, language)
-    default = build_config({"task": {"name": task, "language": language}})
+    default = build_config({"recipe": "recommended", "task": {"name": task, "language": language}})
     changed = [name for name in setting_names() if value(config, name) != value(default, name)]
     assert changed == found["fill_in"]
     marked = [line for line in path.read_text(encoding="utf-8").splitlines() if "# FILL" in line]

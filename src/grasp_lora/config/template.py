@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from .files import parse_yaml
+from .files import build_config, parse_yaml
 from .sections import Config
 
 FILL = "FILL"
@@ -26,9 +26,11 @@ def template(to_fill: Mapping[str, Any], chosen: Mapping[str, Any], head: str = 
     Those of `to_fill` are marked `FILL`. `head` is prose for the top.
     """
     lines = [f"## {line}".rstrip() for line in head.splitlines()]
+    # What a line says in comments is what holds without it, under the recipe that is chosen.
+    defaults = build_config({"recipe": chosen["recipe"]} if "recipe" in chosen else {})
     for name, field in Config.model_fields.items():
         given = to_fill.get(name), chosen.get(name)
-        lines += ["", *_setting(name, field, getattr(Config(), name), given, 0)]
+        lines += ["", *_setting(name, field, getattr(defaults, name), given, 0)]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 

@@ -35,7 +35,7 @@ def write_template(task: str, language: str, out: Path, *, overwrite: bool = Fal
         "data": {"target": {name: f"data/mine/{name}.jsonl" for name in SplitFiles.model_fields}},
         "adapters": {"source": "path/to/source-adapter", "target": "path/to/target-adapter"},
     }
-    chosen = {"task": {"name": task, "language": language}}
+    chosen = {"recipe": "recommended", "task": {"name": task, "language": language}}
     write_text_atomic(out, template(to_fill, chosen, _HEAD.format(out=out.name)))
     return {"config": str(out), "fill_in": _names(to_fill)}
 
