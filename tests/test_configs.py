@@ -14,7 +14,7 @@ from tests.pico import pico_model, pico_tokenizer
 from typer.testing import CliRunner
 
 from grasp_lora.cli import app
-from grasp_lora.config import build_config, load_config, parse_yaml, to_dict
+from grasp_lora.config import Config, build_config, load_config, parse_yaml, to_dict
 from grasp_lora.config.sections import SplitFiles
 from grasp_lora.data.prepare import PRESETS
 from grasp_lora.pipeline.plan import make_plan

@@ -312,6 +312,24 @@ def test_the_page_shows_the_recorded_rounds():
     assert f"(load {result['load_before']:.1f} before, {result['load_after']:.1f}" in page.replace("\n", " ")
 
 
+def test_the_page_shows_the_record_of_a_gpu():
+    root = Path(__file__).parents[2]
+    (result,) = json.loads((root / "benchmarks" / "bench" / "mlqa-8b-h100.json").read_text(encoding="utf-8"))["results"]
+    page = (root / "docs" / "performance.md").read_text(encoding="utf-8")
+    run, pieces = result["run"], result["pieces"]
+    for label, name, digits in (
+        ("training step, batch 1", "training step", 4),
+        ("round, 4 x 16 examples", "round", 3),
+        ("final update of 8, importance included", "final update", 3),
+    ):
+        assert f"| {label} | {pieces[name]['median_s']:.{digits}f} s |" in page
+    answered = result["generation"]["per_new_token_and_example_s"]
+    assert f"| generation, per new token and example at batch 25 | {answered:.5f} s |" in page
+    assert f"| {run['seconds']:.0f} s | {run['floor_s']:.1f} s | {run['ratio']:.1f} |" in page
+    assert f"| {100 * run['masks_policy_commit_share']:.1f} % |" in page
+    assert run["extrapolated"]
+
+
 def test_the_page_shows_the_recorded_twins():
     root = Path(__file__).parents[2]
     made = json.loads((root / "benchmarks" / "bench" / "cpu-twins.json").read_text(encoding="utf-8"))

@@ -30,7 +30,7 @@ class Heard(QuietProgress):
 def result_of(world, **changes):
     heard = Heard()
     result = run_pipeline(world.config(**{**PRUNED, **changes}), heard)
-    return result, [text for text in heard.warnings if "beats the pruned merge" in text]
+    return result, [text for text in heard.warnings if "beats the merge" in text]
 
 
 def test_a_better_rival_is_told_and_the_merge_kept(world):

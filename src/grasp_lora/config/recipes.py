@@ -38,6 +38,7 @@ def _recommended(tree: Mapping[str, Any]) -> dict[str, Any]:
         "search": {"epochs": 0},
         "train_target": {"patience": 2},
         "finalize": {"keep_start": True, "patience": 2},
+        "evaluate": {"rivals": ["zero_shot", "source", "target", "sequential"]},  # trained anyway
     }
 
 

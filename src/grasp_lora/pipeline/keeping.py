@@ -85,11 +85,11 @@ def _reason(run: Run, best: str, losses: dict[str, list[float]], means: dict[str
     if best == GRASP:
         untried = [name for name in _TRAINED if name not in losses]
         rest = f"; not tried: {', '.join(untried)} (evaluate.rivals)" if untried else ""
-        return f"no simple rival that was tried has a better dev loss than the pruned merge ({means[GRASP]:.3f}){rest}"
+        return f"no simple rival that was tried has a better dev loss than the merge ({means[GRASP]:.3f}){rest}"
     found = paired_bootstrap(losses[best], losses[GRASP], resamples=run.config.evaluate.bootstrap, seed=run.config.seed)
     low, high = found.interval
     noise = ", within noise" if low <= 0.0 <= high else ""
     return (
-        f"a simple rival beats the pruned merge on dev ({find_method(best).title}): loss {means[best]:.3f} against "
+        f"a simple rival beats the merge on dev ({find_method(best).title}): loss {means[best]:.3f} against "
         f"{means[GRASP]:.3f}, difference {found.difference:.3f} [{low:.3f}, {high:.3f}]{noise}, n={found.n}"
     )
