@@ -270,3 +270,12 @@ def test_text_and_marks_have_contrast_enough(theme):
             assert contrast(theme[text], theme[ground]) >= 4.5, (text, ground)
     for mark in MARKS:
         assert contrast(theme[mark], theme["surface"]) >= 3.0, mark
+
+
+def test_rounds_that_train_nothing_lie_side_by_side_by_their_number():
+    history = [{"round": number, "step": 0} for number in range(4)]
+    assert trajectory.steps(history) == [0.0, 1.0, 2.0, 3.0]
+    assert trajectory.steps_label(history) == "round"
+    trained = [{"round": number, "step": 10 * number} for number in range(4)]
+    assert trajectory.steps(trained) == [0.0, 10.0, 20.0, 30.0]
+    assert trajectory.steps_label(trained) == "optimizer step"

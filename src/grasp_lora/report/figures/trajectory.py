@@ -18,8 +18,14 @@ _MARGIN = 0.04
 
 
 def steps(history: Sequence[Row]) -> list[float]:
-    """Return the optimizer step of every round; the round's number where an older log has no steps."""
-    return [float(row.get("step", row["round"])) for row in history]
+    """Return the optimizer step of every round; the round's number where nothing was trained between rounds."""
+    trained = any(row.get("step") for row in history)
+    return [float(row["step"] if trained else row["round"]) for row in history]
+
+
+def steps_label(history: Sequence[Row]) -> str:
+    """Return what `steps` counts."""
+    return "optimizer step" if any(row.get("step") for row in history) else "round"
 
 
 def answer(record: RunRecord, place: int, axis: Literal["x", "y"]) -> list[Layer]:
@@ -62,7 +68,7 @@ def _trajectory(record: RunRecord, place: int, name: str, key: str) -> Figure:
         "small steps.",
         alt=f"{len(candidates.x)} candidates in {len(history)} rounds; the policy's mean ended at {mean[-1]:.2f} with "
         f"spread {spread[-1]:.3f}, the committed {label} at {held[-1]:.2f}.",
-        x_label="optimizer step",
+        x_label=steps_label(history),
         y_label=label,
         layers=[
             *answer(record, place, "y"),
@@ -124,8 +130,9 @@ def flips(record: RunRecord, key: str) -> Figure | None:
     if not rows:
         return None
     x, shares = steps(rows), [float(row["flipped"]) for row in rows]
+    unit = steps_label(record.history)
     tips = [
-        f"step {step:.0f}: {share:.2%} flipped ({row['pruned']:,} pruned, {row['revived']:,} revived), "
+        f"{unit} {step:.0f}: {share:.2%} flipped ({row['pruned']:,} pruned, {row['revived']:,} revived), "
         f"density {float(row['density']):.3f}"
         for step, share, row in zip(x, shares, rows, strict=True)
     ]
@@ -137,7 +144,7 @@ def flips(record: RunRecord, key: str) -> Figure | None:
         "trained for nothing.",
         alt=f"{len(rows)} commits; the last one flipped {shares[-1]:.2%} of the entries, the largest "
         f"{max(shares):.2%}.",
-        x_label="optimizer step",
+        x_label=unit,
         y_label="share of entries flipped",
         layers=[Bars(x, shares, width, "accent", tips)],
     )
