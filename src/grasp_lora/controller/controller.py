@@ -222,7 +222,6 @@ class Controller:
         fitted = EstimateSettings(
             self.settings.bounds,
             plateau=self._plateau,
-            start=tuple(min(max(axis.start, axis.low), axis.high) for axis in self.settings.axes),
             next_round=last + 2 * STRIDE,
             next_points=policy.truncated_samples(self.state, self.settings, rng, AHEAD),
         )

@@ -19,8 +19,7 @@ MESH = {1: GRID, 2: 41, 3: 17}
 """Points per axis at which the curve is judged; beyond three axes a Sobol set of SOBOL points takes their place."""
 SOBOL = 4096
 FINE = 9
-DOUBT = 1.5
-"""Standard errors of its difference from the start by which a point of several axes is held back."""
+DOUBT = 1.0
 
 
 @dataclass(frozen=True)
@@ -28,14 +27,13 @@ class EstimateSettings:
     """What the estimator may assume.
 
     Bounds of every axis; level of the interval; `plateau`, how many standard errors a sparser ratio may look worse and
-    still be preferred; `start`, the point that a choice among several axes has to beat (None: the lower bounds); draws
-    of bootstrap and posterior; and the probes (`next_points` (k, D) in `next_round`) whose worth is asked.
+    still be preferred; draws of bootstrap and posterior; and the probes (`next_points` (k, D) in `next_round`) whose
+    worth is asked.
     """
 
     bounds: Bounds
     level: float = 0.9
     plateau: float = 0.0
-    start: tuple[float, ...] | None = None
     draws: int = 200
     next_round: int = 0
     next_points: tuple[tuple[float, ...], ...] = ()
@@ -168,24 +166,21 @@ def _name(posterior: _Posterior, places: Matrix, curves: _Curves, settings: Esti
     if len(settings.bounds) == 1:
         line, points = curves, places
     else:
-        start = np.asarray([low for low, _ in settings.bounds] if settings.start is None else settings.start)
-        kept = posterior.at(start[None])
-        best = places[int(np.argmin(_surely(curves, kept)))]
+        best = places[int(np.argmin(_surely(curves)))]
         near = _near(settings.bounds, best)
-        best = near[int(np.argmin(_surely(posterior.at(near), kept)))]
+        best = near[int(np.argmin(_surely(posterior.at(near))))]
         points = _line(settings.bounds, best, 0)
         line = posterior.at(points)
     at = int(np.argmin(np.abs(points[:, 0] - best[0])))
     return line, points[_sparser(line.mean, line.noisy, at, settings.plateau)]
 
 
-def _surely(curves: _Curves, start: _Curves) -> Vector:
-    """Return the mean with DOUBT standard errors of the difference from the start added, shape (G,).
+def _surely(curves: _Curves) -> Vector:
+    """Return the mean with DOUBT standard deviations added, shape (G,).
 
-    The error is that of fit and examples together. Of several axes some corner is always far from every probe, where
-    the fit may promise what nobody has seen; and the lowest of many points on sixteen examples is partly their luck.
+    Of several axes some corner is always far from every probe, and there the fit may promise what nobody has seen.
     """
-    return np.asarray(curves.mean + DOUBT * (curves.resampled - start.resampled).std(axis=0))
+    return np.asarray(curves.mean + DOUBT * curves.noisy.std(axis=0))
 
 
 def _near(bounds: Bounds, point: Vector) -> Matrix:

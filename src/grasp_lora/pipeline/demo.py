@@ -42,7 +42,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         "train_source": {"epochs": 1, "batch_size": 16, "lr": 1e-3},
         "train_target": {"epochs": 6, "batch_size": 5, "lr": 1e-3, "patience": None},
         "prune": {"importance": "activation"},
-        "search": {"epochs": 6, "lr": 1e-3},
+        "search": {"lr": 1e-3},
         "finalize": {"epochs": 6, "batch_size": 5, "accumulation": 1, "lr": 1e-3, "patience": None},
         "evaluate": {"rivals": ["zero_shot", "source", "target", "sequential", "merged"]},
         "run": {"dir": "runs/demo"},
