@@ -23,6 +23,7 @@ RECORDS, DOCS = ROOT / "benchmarks" / "compare", ROOT / "docs"
 CURVES = "real-curves"
 TITLES = {
     "real": "Real tasks",
+    "real-recommended": "The recommended recipe as it ships, on 2 CPU cores with the adapters of the comparison",
     "real-policies": "What the controller may choose",
     "real-micro-dev": "Size of micro-dev",
     "real-ablations": "Entropy bonus, anchor and commit step",
