@@ -172,7 +172,7 @@ def test_the_scan_finds_what_it_is_for():
     )
     assert ("README.md", "export --config my.yaml") in commands_in_blocks()
     assert ("README.md", "evaluate --adapter FOLDER") in commands_in_sentences()
-    assert ("README.md", "controller.policy=ratio") in shown_settings()
+    assert ("README.md", "controller.preset=released") in shown_settings()
     assert ("README.md", "run.dir=runs/mine") in shown_settings()
 
 

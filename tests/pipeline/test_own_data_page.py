@@ -75,7 +75,7 @@ def test_the_page_from_top_to_bottom(tmp_path, monkeypatch, cli):
     assert sorted(row["context"] for row in drawn)[0] == "Cairo lies on the Nile, in the north of Egypt."
     assert ["Qasr al-Nil", "the Qasr al-Nil bridge"] in [row["answers"] for row in drawn]
     results = json.loads(Path("runs/mine/results.json").read_text(encoding="utf-8"))
-    assert set(results["systems"]) == {"zero_shot", "source", "target", "grasp"}
+    assert set(results["systems"]) == {"zero_shot", "source", "target", "sequential", "grasp"}
     assert (len(Path("answers.jsonl").read_text(encoding="utf-8").splitlines())) == 2
     assert Path("runs/mine/report/report.html").is_file()
     assert isinstance(names["answer"], str)
