@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from tests.pico import pico_model, pico_tokenizer
 from typer.testing import CliRunner
 
@@ -23,14 +21,6 @@ FOLDER = Path(__file__).resolve().parent.parent / "configs"
 CELLS = ("mlqa-ar", "mlqa-zh", "xlsum-ar", "xlsum-zh")
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 NEW_TOKENS = {"xlsum-ar": 128, "xlsum-zh": 96, "mlqa-ar": 64, "mlqa-zh": 64}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 from tests.pico import pico_adapter, pico_model, pico_rows, pico_tokenizer
 from tests.test_docs import PAGES, ROOT, blocks, commands_in_blocks
 
@@ -34,14 +33,6 @@ def script(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 # --- Python blocks ------------------------------------------------------------------------------------------------

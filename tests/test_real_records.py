@@ -67,3 +67,33 @@ def test_merging_and_pruning_beats_the_target_alone_on_questions(script):
 def test_records_hold_no_place_of_a_machine():
     text = RECORDS.read_text(encoding="utf-8")
     assert not any(start in text for start in ('"/', "=/", "/tmp/", "/home/", "/work/", "/root/"))
+
+
+def test_the_pages_show_what_probing_the_merge_as_it_is_chose(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    probes = importlib.import_module("real_probes")
+    record = json.loads((ROOT / "benchmarks" / "controller" / "real-probes.json").read_text(encoding="utf-8"))
+    compared = json.loads((ROOT / "benchmarks" / "compare" / "real.json").read_text(encoding="utf-8"))
+    found = probes.regrets_of(record["cells"])
+    assert json.loads(json.dumps(found)) == record["regret"]
+    final = fmean(
+        seed["cost"]["token_passes"] for cell in compared["cells"] for row in cell["rows"]
+        if row["row"] == "merged" for seed in row["seeds"]
+    )  # fmt: skip
+    whole = fmean(cell["token_passes"] for cell in record["cells"]) + final
+    test, dev = (
+        "{:.4f} [{:.4f}, {:.4f}]".format(found[side]["mean"], *found[side]["interval"]) for side in ("test", "dev")
+    )
+    page = (ROOT / "docs" / "controller.md").read_text(encoding="utf-8")
+    assert f"| default, policy `ratio`, probing the merge as it is | {test} | {dev} | {whole / 1e6:.2f}M |" in page
+
+
+def test_the_verdict_shows_the_recipe_that_ships():
+    record = json.loads((ROOT / "benchmarks" / "compare" / "real-recommended.json").read_text(encoding="utf-8"))
+    rows = [cell["rows"][0] for cell in record["cells"]]
+    losses = [row["scores"]["loss"]["mean"] for row in rows]
+    spent = fmean(seed["cost"]["token_passes"] for row in rows for seed in row["seeds"])
+    shown = " | ".join(f"{loss:.3f}" for loss in (*losses, fmean(losses)))
+    verdict = (ROOT / "docs" / "verdict.md").read_text(encoding="utf-8")
+    assert f"| shipped | {shown} | {spent / 1e6:.2f}M |" in verdict
+    assert sum(seed["density"] == 1.0 for row in rows for seed in row["seeds"]) == 4  # dev kept the average as it came

@@ -3,7 +3,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,15 +15,6 @@ from transformers import AutoModel, AutoTokenizer, RobertaTokenizer
 
 from grasp_lora.metrics import bertscore as module
 from grasp_lora.metrics.bertscore import BertScoreUnavailableError, bert_scores
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads cost pico models more than they give, most of all when tests run side by side."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@ from __future__ import annotations
 import itertools
 import logging
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -35,15 +34,6 @@ SIZES = {
     "vocab_size": 259,
 }
 PROMPTS = [[1, 70, 71], [1, *range(40, 52)], [1], [1, 90, 91, 92, 93, 94, 95], [1, 60, 61, 62, 63]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads cost pico models more than they give, most of all when tests run side by side."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def llama(**changes: Any) -> LlamaForCausalLM:

@@ -14,9 +14,11 @@ from .method import (
     find_method,
     register,
 )
+from .recommended import SEQUENTIAL
 from .simple import ALONE, alone
 
 __all__ = [
-    "ALONE", "METHODS", "FinalRun", "Judge", "Method", "MethodContext", "MethodResult", "SearchRun", "Workbench",
-    "alone", "find_method", "grasp", "grid", "lorahub", "optuna_search", "peft_merges", "probes", "register", "simple",
+    "ALONE", "METHODS", "SEQUENTIAL", "FinalRun", "Judge", "Method", "MethodContext", "MethodResult", "SearchRun",
+    "Workbench", "alone", "find_method", "grasp", "grid", "lorahub", "optuna_search", "peft_merges", "probes",
+    "register", "simple",
 ]  # fmt: skip

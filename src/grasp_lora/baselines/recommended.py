@@ -1,10 +1,22 @@
-"""The recipe `recommended` on a configuration that was made with another one."""
+"""What the recipe `recommended` merges and sets, for methods under a configuration that was made with another one."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from ..adapters.peft_load import AdapterFactors
 from ..config import Config, recipe_settings
+from .method import MethodContext
+
+SEQUENTIAL = "rival_sequential"
+"""The run that fine-tunes the source adapter on the target, whoever asks for it: it is trained once."""
+
+
+def continued_source(context: MethodContext, config: Config | None = None) -> AdapterFactors:
+    """Return the source adapter fine-tuned on the target's train split, with `train_target` (of `config`)."""
+    source = context.adapters[0]
+    return replace(context.bench.train(SEQUENTIAL, source, config=config), name=source.name)
 
 
 def with_recommended(config: Config) -> Config:

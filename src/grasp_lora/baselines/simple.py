@@ -9,7 +9,7 @@ from ..adapters.peft_load import AdapterFactors
 from ..config import MergeConfig
 from ..training.setup import Setup
 from .method import Method, MethodContext, MethodResult, register
-from .recommended import with_recommended
+from .recommended import continued_source, with_recommended
 
 # One adapter by itself: its own product, scaling folded in.
 ALONE = MergeConfig(rule="sum_deltas")
@@ -33,15 +33,12 @@ def _one(context: MethodContext) -> MethodResult:
 
 
 def _sequential(context: MethodContext) -> MethodResult:
-    tuned = context.bench.train("rival_sequential", context.adapters[0])
-    return MethodResult(alone(context.setup, tuned))
+    return MethodResult(alone(context.setup, continued_source(context)))
 
 
 def _average(context: MethodContext) -> MethodResult:
-    source, target = context.adapters[:2]
-    tuned = context.bench.train("rival_sequential", source)
     setup = replace(context.setup, config=with_recommended(context.config))
-    return MethodResult(setup.bank([replace(tuned, name=source.name), target, *context.adapters[2:]]))
+    return MethodResult(setup.bank([continued_source(context), *context.adapters[1:]]))
 
 
 def _merged(context: MethodContext) -> MethodResult:

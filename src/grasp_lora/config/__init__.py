@@ -3,7 +3,7 @@
 from .base import Ratio, Section
 from .compare import CellConfig, CompareConfig, PartConfig, VariantConfig
 from .files import build_config, load_config, parse_overrides, parse_yaml, setting_names, to_dict, to_yaml
-from .recipes import RECIPES, TRAINED_EPOCHS, recipe_settings
+from .recipes import TRAINED_EPOCHS, recipe_settings
 from .sections import (
     METRICS,
     AdaptersConfig,
@@ -35,7 +35,6 @@ from .template import template
 
 __all__ = [
     "METRICS",
-    "RECIPES",
     "TRAINED_EPOCHS",
     "AdaptersConfig",
     "CellConfig",

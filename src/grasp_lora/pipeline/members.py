@@ -6,23 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..adapters.peft_load import AdapterFactors
+from ..baselines import SEQUENTIAL
 from ..runs import hash_file
 from .stages import BANK, Run, trained_stage
-
-SEQUENTIAL = "rival_sequential"  # the stage is that of the rival: the same adapter, trained once
 
 
 def members(run: Run, adapters: Sequence[AdapterFactors]) -> Sequence[AdapterFactors]:
     """Return what is merged of `adapters`: with `adapters.continue_source`, the first fine-tuned on the target data."""
     if not run.config.adapters.continue_source:
         return adapters
-    return [sequential_adapter(run, adapters[0]), *adapters[1:]]
-
-
-def sequential_adapter(run: Run, start: AdapterFactors, name: str = SEQUENTIAL) -> AdapterFactors:
-    """Return the adapter `start` fine-tuned on the target's train split with the settings of `train_target`."""
-    tuned = trained_stage(run, name, "target", run.config.train_target, start)
-    return replace(tuned, name=start.name)
+    source, *rest = adapters
+    tuned = trained_stage(run, SEQUENTIAL, "target", run.config.train_target, source)  # the rival's stage: trained once
+    return [replace(tuned, name=source.name), *rest]
 
 
 def final_content(run: Run) -> dict[str, str]:

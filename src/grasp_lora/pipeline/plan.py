@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..adapters.discover import module_shapes, resolve_target_modules
+from ..baselines import SEQUENTIAL
 from ..config import Config, Importance, TrainingConfig
 from ..controller import Controller
 from ..data import Encoded, epoch_order
@@ -14,7 +15,6 @@ from ..training.passes import largest_pass
 from .checks import Checked, preflight
 from .costs import Load, Prediction, answering_loads, forward_load, training_load
 from .footprint import Pass, peak_bytes
-from .members import SEQUENTIAL
 from .models import resolve_device
 from .search import rounds_at_once, search_axes
 
