@@ -26,16 +26,17 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from grasp_lora.adapters.bank import AdapterBank
 from grasp_lora.adapters.discover import dims, linear_modules
-from grasp_lora.adapters.importance import activation
+from grasp_lora.adapters.importance import activation_of
 from grasp_lora.adapters.inject import Injection
 from grasp_lora.adapters.masks import rank
 from grasp_lora.adapters.peft_load import AdapterFactors, Factor
-from grasp_lora.config import MergeConfig, SpeedConfig, TrainingConfig
+from grasp_lora.config import MergeConfig, PruneConfig, SpeedConfig, TrainingConfig
 from grasp_lora.data import Encoded
 from grasp_lora.probing import Attached, Evaluator
 from grasp_lora.probing.compiled import CompiledLayers
+from grasp_lora.probing.fused import fuse_layers
 from grasp_lora.probing.norms import fuse_norms
-from grasp_lora.training import Plumbing, TrainingLoop, commit_mask
+from grasp_lora.training import MaskSelector, Plumbing, TrainingLoop, commit_mask
 
 SHAPE = {
     "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
@@ -183,6 +184,16 @@ class World:
         return round(peak, 2)
 
 
+def change(world: World, injection: Injection, extra: str, *, training: bool) -> None:
+    """Let the model's layers run in another way: fused norms, norms and kernels, or compiled."""
+    if "norms" in extra:
+        injection.keep(fuse_norms(world.model))
+    if "kernels" in extra:
+        injection.keep(fuse_layers(world.model))
+    if extra == "compiled":
+        injection.keep(CompiledLayers(world.model, injection, training=training))
+
+
 def rounds(world: World) -> dict[str, Any]:
     """Time a round of 4 x 16, and what goes with it, with each switch."""
     found: dict[str, Any] = {}
@@ -190,17 +201,15 @@ def rounds(world: World) -> dict[str, Any]:
     ranking = rank(bank.dense().abs(), bank.segments("per_tensor"))
     masks = [bank.kept, *(ranking.kept(ratio) for ratio in RATIOS)]
     losses = {}
-    for name, speed, norms_fused, compiled in (
-        ("plain", PLAIN, False, False),
-        ("no mask", {}, False, False),
-        ("norms", {}, True, False),
-        ("compiled", {}, False, True),
+    for name, speed, extra in (
+        ("plain", PLAIN, ""),
+        ("no mask", {}, ""),
+        ("norms", {}, "norms"),
+        ("norms, kernels", {}, "norms, kernels"),
+        ("compiled", {}, "compiled"),
     ):
         with Injection(world.model, bank.modules) as injection:
-            if norms_fused:
-                injection.keep(fuse_norms(world.model))
-            if compiled:
-                injection.keep(CompiledLayers(world.model, injection, training=False))
+            change(world, injection, extra, training=False)
             probe = Evaluator(Attached(world.model, injection, bank, 0, SpeedConfig(**speed)), world.micro)
             first = timed(lambda p=probe: p.candidate_losses(masks), world.device)  # type: ignore[misc]
             times = [timed(lambda p=probe: p.candidate_losses(masks), world.device) for _ in range(5)]  # type: ignore[misc]
@@ -215,8 +224,12 @@ def rounds(world: World) -> dict[str, Any]:
     optimizer = torch.optim.AdamW([bank.values])
     found["ranking_s"] = timed(lambda: rank(bank.dense().abs(), bank.segments("per_tensor")), world.device)
     norms = {module: torch.rand(a.shape[-1], device=world.device) for module, (a, _) in bank.merged().items()}
-    for _ in range(2):
-        found["activation_s"] = timed(lambda: activation(bank, norms), world.device)
+    for name, fused in (("activation_s", False), ("activation_in_kernels_s", True)):
+        rule = activation_of(bank, fused=fused)
+        rule(norms)
+        found[name] = timed(lambda r=rule: r(norms), world.device)  # type: ignore[misc]
+    one, other = (activation_of(bank, fused=fused)(norms) for fused in (False, True))
+    found["activation_difference"] = float((one - other).norm() / one.norm())
     found["masks_s"] = timed(lambda: [ranking.kept(ratio) for ratio in RATIOS], world.device)
     found["commit_s"] = timed(lambda: commit_mask(bank, masks[2], optimizer), world.device)
     return found
@@ -238,10 +251,7 @@ def trained(
             ends.append(time.perf_counter())
 
     with Injection(world.model, bank.modules) as injection:
-        if extra == "compiled":
-            injection.keep(CompiledLayers(world.model, injection, training=True))
-        if extra == "norms":
-            injection.keep(fuse_norms(world.model))
+        change(world, injection, extra, training=True)
         attached = Attached(world.model, injection, bank, 0, SpeedConfig(**speed))
         config = TrainingConfig(epochs=epochs, lr=1e-5, **training)
         loop = TrainingLoop(attached, items, config, seed=0, plumbing=Plumbing(log=log))
@@ -271,6 +281,7 @@ def steps(world: World) -> dict[str, Any]:
         ("no mask", {"cuda_graphs": False}, "", few, 2),
         ("graphs", {}, "", world.train, 3),
         ("graphs, norms", {}, "norms", world.train, 3),
+        ("graphs, norms, kernels", {}, "norms, kernels", world.train, 3),
         ("compiled", {"cuda_graphs": False}, "compiled", few, 2),
         ("graphs, compiled", {}, "compiled", world.train, 3),
     ):
@@ -284,7 +295,7 @@ def updates(world: World) -> dict[str, Any]:
     found = {}
     items = world.train[:48]
     for name, speed in (("one by one", {"pack_accumulation": False}), ("packed", {})):
-        found[name] = trained(world, speed, "norms", items, 3, batch_size=1, accumulation=8)
+        found[name] = trained(world, speed, "norms, kernels", items, 3, batch_size=1, accumulation=8)
         say(f"update of 8, {name}: {found[name]}")
     return found
 
@@ -296,15 +307,23 @@ def profiles(world: World) -> dict[str, Any]:
 
     bank = world.bank()
     with Injection(world.model, bank.modules) as injection:
-        injection.keep(fuse_norms(world.model))
+        change(world, injection, "norms, kernels", training=True)
         attached = Attached(world.model, injection, bank, 0)
-        loop = TrainingLoop(attached, world.train[:1], TrainingConfig(epochs=4, lr=1e-5, batch_size=1), seed=0)
+        once = TrainingConfig(epochs=4, lr=1e-5, batch_size=1)
+        loop = TrainingLoop(attached, world.train[:1], once, seed=0)
         loop.run()
         probe = Evaluator(attached, world.micro)
+        prune = PruneConfig(importance="activation")
+        selector = MaskSelector(bank, injection, prune, probe)
+        packed = once.model_copy(update={"accumulation": 8})
+        update = TrainingLoop(attached, world.train[:8], packed, seed=0, selector=selector)
+        update.run()
         masks = [bank.kept] * 4
         probe.candidate_losses(masks)
         return {
             "step": profiled("step", lambda: loop._accumulate([0]), world.device),
+            "update": profiled("update", lambda: update._accumulate(list(range(8))), world.device),
+            "selection": profiled("selection", selector.ranking, world.device),
             "round": profiled("round", lambda: probe.candidate_losses(masks), world.device),
         }
 
@@ -318,7 +337,7 @@ def profiled(name: str, call: Callable[[], object], device: torch.device) -> dic
         wait(device)
     averages: Any = seen.key_averages()
     total = sum(row.self_device_time_total for row in averages) / 1e3
-    rows = sorted(averages, key=lambda row: -row.self_device_time_total)[:14]
+    rows = sorted(averages, key=lambda row: -row.self_device_time_total)[:24]
     kernels = [[row.key[:70], row.count, round(row.self_device_time_total / 1e3, 2)] for row in rows]
     say(f"{name}: {total:.2f} ms in kernels")
     for key, count, milliseconds in kernels:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from ..config import Importance
 from ..errors import ModelError
 from .bank import AdapterBank
+from .kernels import kernels_run
 
 # Rows of B A held at once: the product is (d_out, d_in), 64 MiB in float32 for 4096 x 4096 as a whole.
 _ROWS = 2048
@@ -77,6 +79,16 @@ def activation_pair(
     return (grad_a * x).abs_(), grad_b.abs_()
 
 
+def check_norms(bank: AdapterBank, norms: Mapping[str, Float[Tensor, " d_in"]]) -> None:
+    """Raise `ModelError` for a module without channel norms."""
+    for module in bank.modules:
+        if module not in norms:
+            raise ModelError(
+                f"prune.importance: activation has nothing to go by at {module}: no token passed through it. "
+                "Use --set prune.importance=magnitude or leave the module out."
+            )
+
+
 def activation(bank: AdapterBank, norms: Mapping[str, Float[Tensor, " d_in"]]) -> Float[Tensor, " n"]:
     """Return the activation importance of every entry, shape (n,), from channel norms `x` per module.
 
@@ -84,17 +96,22 @@ def activation(bank: AdapterBank, norms: Mapping[str, Float[Tensor, " d_in"]]) -
     """
     tensors = bank.split(bank.dense())
     out: list[Tensor] = []
+    check_norms(bank, norms)
     for index in range(0, len(bank.slots), 2):
         slot = bank.slots[index]
-        if slot.module not in norms:
-            raise ModelError(
-                f"prune.importance: activation has nothing to go by at {slot.module}: no token passed through it. "
-                "Use --set prune.importance=magnitude or leave the module out."
-            )
         x = norms[slot.module].to(tensors[index])
         pair = activation_pair(slot.constant * tensors[index], slot.constant * tensors[index + 1], x)
         out += [part.flatten() for part in pair]
     return torch.cat(out)
+
+
+def activation_of(bank: AdapterBank, *, fused: bool) -> Callable[[Mapping[str, Tensor]], Tensor]:
+    """Return what gives a bank's activation importance from channel norms; `fused`: by kernels, where they run."""
+    if not fused or bank.values.dtype != torch.float32 or not kernels_run(bank.values.device):
+        return partial(activation, bank)
+    from .triton_importance import FusedActivation
+
+    return FusedActivation(bank)
 
 
 class Sensitivity:

@@ -60,8 +60,8 @@ class ChannelNorms:
 
     def reset(self) -> None:
         """Forget everything; called at each selection of a mask."""
-        for square in self.squares.values():
-            square.zero_()
+        if self.squares:
+            torch._foreach_zero_(list(self.squares.values()))  # type: ignore[attr-defined]
         self.tokens = 0
         self.filled = False
 
@@ -93,7 +93,10 @@ class ChannelNorms:
 
     def norms(self) -> dict[str, Tensor]:
         """Return `x_j` per module, shape (d_in,); nothing where nothing was added."""
-        return {module: square.sqrt() for module, square in self.squares.items()} if self.filled else {}
+        if not self.filled:
+            return {}
+        roots = torch._foreach_sqrt(list(self.squares.values()))  # type: ignore[attr-defined]
+        return dict(zip(self.squares, roots, strict=True))
 
 
 class _Site:

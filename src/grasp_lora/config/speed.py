@@ -37,6 +37,11 @@ class SpeedConfig(Section):
         description="torch.compile of the decoder layers, for rounds of probes or for training too (takes seconds)",
     )
     fused_norms: bool = Field(True, description="on a GPU, RMS norms in one kernel, unless layers are compiled for all")
+    fused_kernels: bool = Field(
+        True,
+        description="on a GPU with Triton, rotations, gated activations and activation importance in a kernel each; "
+        "in layers only where they are not compiled",
+    )
     fused_optimizer: bool = Field(True, description="on a GPU, AdamW in one kernel")
     read_losses_every: PositiveInt = Field(
         10, description="on a GPU, updates after which their losses are looked at; every look waits for the GPU"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,8 +42,11 @@ class CompiledLayers:
         self._overrides = Overrides()
         layers = decoder_layers(model)[:-1]
         self.gave_up: str | None = None if layers else "the model has no list of like layers"
+        # One compiled function takes each layer as an argument: one per layer would be compiled anew for each.
+        compiled = compiler(type(layers[0]).forward) if layers else None
         for layer in layers:
-            self._overrides.set(layer, self._wrapped(layer.forward, compiler(layer.forward)))
+            if compiled is not None and "forward" not in vars(layer):
+                self._overrides.set(layer, self._wrapped(layer.forward, partial(compiled, layer)))
 
     def remove(self) -> None:
         """Give the layers their own `forward` back."""

@@ -138,6 +138,11 @@ class Evaluator:
         return example_losses(self._model, batch, maskless=speed.skip_mask, narrow=count if speed.narrow_last else 0)
 
     @property
+    def speed(self) -> SpeedConfig:
+        """The settings that the passes follow."""
+        return self._attached.speed
+
+    @property
     def _device(self) -> torch.device:
         return self._bank.values.device
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..adapters.bank import AdapterBank
-from ..adapters.importance import Sensitivity, activation, magnitude
+from ..adapters.importance import Sensitivity, activation_of, magnitude
 from ..adapters.inject import ChannelNorms, Injection
 from ..adapters.masks import Ranking, rank
 from ..adapters.point import MergePoint
@@ -36,6 +36,7 @@ class MaskSelector:
             raise ValueError(f"importance {prune.importance} needs an evaluator of the micro-dev examples")
         self._bank, self._injection, self._prune, self._probe = bank, injection, prune, probe
         self._norms = ChannelNorms()
+        self._activation = activation_of(bank, fused=probe is not None and probe.speed.fused_kernels)
         self._sensitivity = Sensitivity(bank) if prune.importance == "sensitivity" else None
         self._selections = 0
         self.probe_tokens = 0  # what the first statistics cost, in tokens forward
@@ -99,7 +100,7 @@ class MaskSelector:
         if self._selections == 0 or not norms.filled:
             norms = ChannelNorms()
             probe.losses(norms=norms)
-        return activation(self._bank, norms.norms())
+        return self._activation(norms.norms())
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return tensors and plain values for a checkpoint."""

@@ -19,6 +19,7 @@ from ..data import Encoded, EncodedSet, Example, Task, build_task, encode_kept
 from ..errors import DataError
 from ..probing import Attached, Evaluator
 from ..probing.compiled import CompiledLayers
+from ..probing.fused import fuse_layers
 from ..probing.norms import fuse_norms
 
 
@@ -120,6 +121,8 @@ class Setup:
         model, speed = self.base.model, self.config.speed
         if self.base.device.type == "cuda" and speed.fused_norms and speed.compile_layers != "all":
             injection.keep(fuse_norms(model))
+        if speed.fused_kernels and speed.compile_layers == "none":
+            injection.keep(fuse_layers(model))
         if speed.compile_layers != "none":
             injection.keep(CompiledLayers(model, injection, training=speed.compile_layers == "all"))
         return Attached(self.base.model, injection, bank, self.base.pad_id, self.config.speed)

@@ -1,0 +1,131 @@
+"""Activation importance of all adapters in a few Triton kernels. Imported where Triton is there only.
+
+The signs of `B A` are made tile by tile and used at once: nothing of the size of a weight is ever written. Every
+entry's sum is made by one program in a fixed order, so that the result is the same every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+from .bank import AdapterBank, Slot
+from .importance import check_norms
+
+# float32 products on tensor cores: three products of the parts that TF32 keeps.
+_PRECISION = "tf32x3"
+_TILE, _LEAST = 64, 16  # sides of a tile, and the least that tensor cores take
+
+
+@triton.jit
+def _signs(b_tile, a_tile, PRECISION: tl.constexpr):
+    product = tl.dot(b_tile, a_tile, input_precision=PRECISION)
+    return tl.where(product > 0, 1.0, tl.where(product < 0, -1.0, 0.0))
+
+
+@triton.jit
+def _b_kernel(
+    values, norms, starts_a, starts_b, factors, rows_of_norms, out, d_out, d_in, rank,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    pair = tl.program_id(1)
+    a, b = values + tl.load(starts_a + pair), values + tl.load(starts_b + pair)
+    x = norms + tl.load(rows_of_norms + pair) * d_in
+    i, j, r = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS), tl.arange(0, RANK)
+    mine = (i[:, None] < d_out) & (r[None, :] < rank)
+    b_tile = tl.load(b + i[:, None] * rank + r[None, :], mask=mine, other=0.0)
+    total = tl.zeros((ROWS, RANK), dtype=tl.float32)
+    for start in range(0, d_in, COLUMNS):
+        inside = (r[:, None] < rank) & (start + j[None, :] < d_in)
+        a_tile = tl.load(a + r[:, None] * d_in + start + j[None, :], mask=inside, other=0.0)
+        weight = tl.load(x + start + j, mask=start + j < d_in, other=0.0)
+        signs = _signs(b_tile, a_tile, PRECISION)
+        total = tl.dot(signs, tl.trans(a_tile * weight[None, :]), acc=total, input_precision=PRECISION)
+    place = out + tl.load(starts_b + pair) + i[:, None] * rank + r[None, :]
+    tl.store(place, tl.abs(total * tl.load(factors + pair)), mask=mine)
+
+
+@triton.jit
+def _a_kernel(
+    values, norms, starts_a, starts_b, factors, rows_of_norms, out, d_out, d_in, rank,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, RANK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    pair = tl.program_id(1)
+    a, b = values + tl.load(starts_a + pair), values + tl.load(starts_b + pair)
+    i, j, r = tl.arange(0, ROWS), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS), tl.arange(0, RANK)
+    mine = (r[:, None] < rank) & (j[None, :] < d_in)
+    a_tile = tl.load(a + r[:, None] * d_in + j[None, :], mask=mine, other=0.0)
+    weight = tl.load(norms + tl.load(rows_of_norms + pair) * d_in + j, mask=j < d_in, other=0.0)
+    total = tl.zeros((RANK, COLUMNS), dtype=tl.float32)
+    for start in range(0, d_out, ROWS):
+        inside = (start + i[:, None] < d_out) & (r[None, :] < rank)
+        b_tile = tl.load(b + (start + i[:, None]) * rank + r[None, :], mask=inside, other=0.0)
+        signs = _signs(b_tile, a_tile, PRECISION)
+        total = tl.dot(tl.trans(b_tile), signs, acc=total, input_precision=PRECISION)
+    place = out + tl.load(starts_a + pair) + r[:, None] * d_in + j[None, :]
+    tl.store(place, tl.abs(total * weight[None, :] * tl.load(factors + pair)), mask=mine)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Pairs of one shape: where A and B start in the flat buffer, and which row of the norms is theirs (P,)."""
+
+    d_out: int
+    d_in: int
+    rank: int
+    modules: tuple[str, ...]
+    slots: tuple[Slot, ...]
+    starts_a: Tensor
+    starts_b: Tensor
+    rows: Tensor
+
+
+def _groups(bank: AdapterBank) -> list[_Group]:
+    """Return the bank's pairs by shape."""
+    by_shape: dict[tuple[int, int, int], list[tuple[Slot, Slot]]] = {}
+    for a, b in zip(bank.slots[::2], bank.slots[1::2], strict=True):
+        by_shape.setdefault((b.shape[0], a.shape[1], a.shape[0]), []).append((a, b))
+    return [_group(shape, pairs, bank.values.device) for shape, pairs in by_shape.items()]
+
+
+def _group(shape: tuple[int, int, int], pairs: Sequence[tuple[Slot, Slot]], device: torch.device) -> _Group:
+    modules = tuple(dict.fromkeys(a.module for a, _ in pairs))
+    at = {module: row for row, module in enumerate(modules)}
+    columns = ([a.start for a, _ in pairs], [b.start for _, b in pairs], [at[a.module] for a, _ in pairs])
+    return _Group(*shape, modules, tuple(a for a, _ in pairs), *(torch.tensor(c, device=device) for c in columns))
+
+
+class FusedActivation:
+    """The activation importance of one bank, whose layout stays; `activation` in importance.py is the plain way."""
+
+    def __init__(self, bank: AdapterBank) -> None:
+        self._bank, self._all = bank, _groups(bank)
+
+    def __call__(self, norms: Mapping[str, Float[Tensor, " d_in"]]) -> Float[Tensor, " n"]:
+        """Return the importance of every entry, shape (n,), from channel norms per module.
+
+        `S = sum_ij |(B A)_ij| x_j` of `c A` and `c B` gives `c |B^T G|` and `c |G A^T|`, with `G = sign(B A) * x`.
+        Raises `ModelError` where norms are missing.
+        """
+        check_norms(self._bank, norms)
+        values = self._bank.dense()
+        out = torch.empty_like(values)
+        for group in self._all:
+            given = torch.stack([norms[module].to(values) for module in group.modules])
+            factors = torch.tensor([self._bank.constant(slot) for slot in group.slots], device=values.device)
+            self._run(group, values, given, factors.to(values.dtype), out)
+        return out
+
+    def _run(self, group: _Group, values: Tensor, norms: Tensor, factors: Tensor, out: Tensor) -> None:
+        pairs, rank = len(group.slots), max(_LEAST, triton.next_power_of_2(group.rank))
+        sizes = {"ROWS": _TILE, "COLUMNS": _TILE, "RANK": rank, "PRECISION": _PRECISION}
+        where = values, norms, group.starts_a, group.starts_b, factors, group.rows, out
+        shape = group.d_out, group.d_in, group.rank
+        _b_kernel[(triton.cdiv(group.d_out, _TILE), pairs)](*where, *shape, **sizes)
+        _a_kernel[(triton.cdiv(group.d_in, _TILE), pairs)](*where, *shape, **sizes)
