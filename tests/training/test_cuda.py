@@ -19,13 +19,16 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
     # PyTorch's own modules, while it compiles
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:TensorFloat32 tensor cores:UserWarning"
+    ),
 ]
 PLAIN = {
     "cuda_graphs": False,
     "skip_mask": False,
     "narrow_last": False,
     "fused_norms": False,
+    "fused_kernels": False,
     "fused_optimizer": False,
     "read_losses_every": 1,
 }

@@ -1,0 +1,160 @@
+"""Fused kernels in layers: which qualify, what they compute, and that everything is given back.
+
+With stand-ins for the kernels everywhere; with the kernels themselves on a GPU, or on a CPU with Triton's interpreter:
+`TRITON_INTERPRET=1 pytest tests/probing/test_fused.py`.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tests.pico import FAMILIES, pico_adapter, pico_model, pico_setup
+
+from grasp_lora.adapters.inject import Injection
+from grasp_lora.adapters.kernels import kernels_run
+from grasp_lora.probing import fused
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+needs_triton = pytest.mark.skipif(not kernels_run(DEVICE), reason="needs Triton and a GPU, or its interpreter")
+QUALIFY = {  # blocks and attention of two layers
+    "llama": 4, "qwen3": 4, "mistral": 4, "gemma": 2, "gemma3": 2, "gpt_neox": 2, "gpt2": 0,
+}  # fmt: skip
+
+
+def rotate_half(x):
+    half = x.shape[-1] // 2
+    return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """Kernels in plain PyTorch, which count how often they run."""
+    ran = {"gated": 0, "turned": 0}
+
+    def gated(gate, up):
+        ran["gated"] += 1
+        return torch.nn.functional.silu(gate) * up
+
+    def turned(x, cos, sin):
+        ran["turned"] += 1
+        return x * cos[:, None] + rotate_half(x) * sin[:, None]
+
+    kernels = SimpleNamespace(gated=gated, turned=turned)
+    monkeypatch.setitem(sys.modules, "grasp_lora.probing.triton_kernels", kernels)
+    monkeypatch.setattr(fused, "kernels_run", lambda _: True)
+    return ran
+
+
+def numbers(model, embedded):
+    """Logits, and the gradient of their squares for the embeddings."""
+    x = embedded.clone().requires_grad_()
+    logits = model(inputs_embeds=x).logits
+    return logits.detach(), torch.autograd.grad(logits.square().mean(), x)[0]
+
+
+def compare(family, dtype, tolerance, device):
+    model = pico_model(family, dtype).to(device).requires_grad_(False)
+    ids = torch.arange(3, 27, device=device).reshape(2, 12)
+    embedded = model.get_input_embeddings()(ids).detach()
+    plain = numbers(model, embedded)
+    overrides = fused.fuse_layers(model)
+    assert len(overrides) == QUALIFY[family]
+    for found, wanted in zip(numbers(model, embedded), plain, strict=True):
+        assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
+    overrides.remove()
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert torch.equal(numbers(model, embedded)[0], plain[0])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_qualifies_computes_the_same_and_is_given_back(family, stand_ins):
+    compare(family, torch.float32, 1e-5, torch.device("cpu"))
+    assert (stand_ins["turned"] > 0) is (QUALIFY[family] > 0)
+    assert (stand_ins["gated"] > 1) is (QUALIFY[family] > 2)  # a first one tries it out
+
+
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 5e-2)])
+def test_kernels_compute_what_layers_do(family, dtype, tolerance):
+    if dtype == torch.bfloat16 and DEVICE.type == "cpu":
+        pytest.skip("the interpreter rounds bfloat16 otherwise")
+    compare(family, dtype, tolerance, DEVICE)
+
+
+@pytest.mark.gpu
+@needs_triton
+@pytest.mark.parametrize("shape", [(1, 3, 1, 2), (2, 5, 3, 6), (3, 7, 32, 128)])
+def test_odd_sizes_strides_and_tables_for_each_row(shape):
+    from grasp_lora.probing.triton_kernels import gated, turned
+
+    batch, tokens, heads, width = shape
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, tokens, heads, width, generator=generator).to(DEVICE).transpose(1, 2).requires_grad_()
+    given = torch.randn(batch, heads, tokens, width, generator=generator).to(DEVICE)
+    for rows in (1, batch):
+        cos, sin = (torch.randn(rows, tokens, width, generator=generator).to(DEVICE) for _ in range(2))
+        wanted = x * cos[:, None] + rotate_half(x) * sin[:, None]
+        found = turned(x, cos, sin)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+        gradients = [torch.autograd.grad(out, x, given)[0] for out in (found, wanted)]
+        torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+    gate, up = (torch.randn(3, 341, generator=generator).to(DEVICE).requires_grad_() for _ in range(2))
+    outs = gated(gate, up), torch.nn.functional.silu(gate) * up
+    torch.testing.assert_close(*outs, rtol=1e-5, atol=1e-6)
+    for one, other in zip(*(torch.autograd.grad(out.square().sum(), (gate, up)) for out in outs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_blocks_that_multiply_other_things_and_rotations_of_pairs_stay(stand_ins, monkeypatch):
+    model = pico_model("llama", torch.float32)
+    for layer in model.model.layers:
+        layer.mlp.act_fn = torch.nn.GELU()
+    module = sys.modules[type(model).__module__]
+
+    def pairs(q, k, cos, sin, unsqueeze_dim=1):
+        return tuple(x * cos[:, None] + x.roll(1, -1) * sin[:, None] for x in (q, k))
+
+    monkeypatch.setattr(module, "apply_rotary_pos_emb", pairs)
+    assert len(fused.fuse_layers(model)) == 0
+
+
+def test_what_a_kernel_does_not_know_goes_the_plain_way(stand_ins):
+    asked = []
+
+    def plain(*given, **more):
+        asked.append(given)
+        return given[0], given[1]
+
+    q, k, table = torch.ones(2, 4, 3, 8), torch.ones(2, 2, 3, 8), torch.ones(1, 3, 8)
+    fused._rotate(plain, q, k, table, table)
+    assert not asked
+    fused._rotate(plain, q, k, table, table, 1)
+    fused._rotate(plain, q, k, table, table, unsqueeze_dim=2)
+    fused._rotate(plain, q, k, table[:, :, :4], table[:, :, :4])
+    fused._rotate(plain, q, k, table.double(), table.double())
+    fused._rotate(plain, q, k, table.expand(3, 3, 8), table.expand(3, 3, 8))
+    assert len(asked) == 5
+
+
+def test_in_float64_and_without_kernels_nothing_changes(stand_ins, monkeypatch):
+    assert len(fused.fuse_layers(pico_model("llama", torch.float64))) == 0
+    monkeypatch.setattr(fused, "kernels_run", lambda _: False)
+    assert len(fused.fuse_layers(pico_model("llama", torch.float32))) == 0
+
+
+def test_adapters_beside_fused_layers_still_count(stand_ins):
+    model = pico_model("llama", torch.float32).requires_grad_(False)
+    work = pico_setup(model)
+    bank = work.bank([pico_adapter(model, "en", modules=("q_proj", "k_proj", "gate_proj", "down_proj"))])
+    with Injection(model, bank.modules) as injection:
+        probe = work.evaluator(work.attach(injection, bank), "micro_dev")
+        half = torch.arange(bank.kept.numel()) % 2 == 0
+        plain = probe.candidate_losses([bank.kept, half])
+        injection.keep(fused.fuse_layers(model))
+        torch.testing.assert_close(probe.candidate_losses([bank.kept, half]), plain, rtol=1e-5, atol=1e-5)
+    assert stand_ins["gated"] > 0
