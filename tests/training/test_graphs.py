@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.pico import FAMILIES, pico_adapter, pico_model, pico_setup
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from grasp_lora.adapters.inject import Injection
 from grasp_lora.adapters.point import MergePoint
 from grasp_lora.config import PruneConfig, TrainingConfig
-from grasp_lora.training import MaskSelector
+from grasp_lora.training import MaskSelector, graphs, step
 from grasp_lora.training.graphs import why_not_recorded
 from grasp_lora.training.step import TrainingPass
 
@@ -116,6 +117,27 @@ def test_shapes_are_few():
         world.epoch(size)
     assert recorder.recorded <= 12
     assert len({shape[1] for shape in world.passes.graphs.recorded}) <= 6
+
+
+def test_passes_that_are_not_bound_by_launches_run_as_they_are(monkeypatch):
+    monkeypatch.setattr(step, "launch_bound_tokens", lambda _: 40)
+    world, recorder = World("llama"), Repeats()
+    plain = world.epoch(1), world.epoch(4)
+    world.passes.record_with(recorder, world.items)
+    for _ in range(2):
+        for size, wanted in zip((1, 4), plain, strict=True):
+            assert_close(world.epoch(size), wanted)
+    assert world.passes.graphs.recorded
+    assert all(rows * width <= 40 for rows, width in world.passes.graphs.recorded)
+    assert max(len(item.input_ids) for item in world.items) * 4 > 40
+
+
+def test_a_large_model_computes_longer_than_it_launches():
+    with torch.device("meta"):
+        build = LlamaForCausalLM._from_config
+        large = build(LlamaConfig(hidden_size=4096, num_hidden_layers=32, intermediate_size=14336, vocab_size=128256))
+    assert 1500 < graphs.launch_bound_tokens(large) < 4096
+    assert graphs.launch_bound_tokens(pico_model("llama")) > 10**6
 
 
 def test_what_cannot_be_recorded_runs_as_it_is_and_says_why_once():

@@ -61,7 +61,7 @@ class ChannelNorms:
     def reset(self) -> None:
         """Forget everything; called at each selection of a mask."""
         if self.squares:
-            torch._foreach_zero_(list(self.squares.values()))  # type: ignore[attr-defined]
+            torch._foreach_zero_(list(self.squares.values()))
         self.tokens = 0
         self.filled = False
 
@@ -95,7 +95,7 @@ class ChannelNorms:
         """Return `x_j` per module, shape (d_in,); nothing where nothing was added."""
         if not self.filled:
             return {}
-        roots = torch._foreach_sqrt(list(self.squares.values()))  # type: ignore[attr-defined]
+        roots = torch._foreach_sqrt(list(self.squares.values()))
         return dict(zip(self.squares, roots, strict=True))
 
 

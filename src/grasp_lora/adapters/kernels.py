@@ -9,5 +9,12 @@ import torch
 
 
 def kernels_run(device: torch.device) -> bool:
-    """Return whether Triton kernels run there: on a GPU with Triton, or on a CPU in Triton's own interpreter."""
-    return (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1") and find_spec("triton") is not None
+    """Return whether our Triton kernels run there.
+
+    They do on a GPU with bfloat16 tensor cores and Triton, and on a CPU in Triton's own interpreter.
+    """
+    if find_spec("triton") is None:
+        return False
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -27,7 +27,7 @@ def fuse_layers(model: nn.Module) -> Overrides:
 
     Blocks qualify that compute `down(silu(gate(x)) * up(x))`; attention does whose code calls `apply_rotary_pos_emb`
     on halves, and keeps all else of its own code. Models in float64 keep everything, since kernels compute in float32.
-    A GPU without Triton keeps everything too, and a warning says so.
+    A GPU without Triton (or of before 2020) keeps everything too, and a warning says so.
     """
     overrides = Overrides()
     weight = next(model.parameters(), None)
@@ -35,7 +35,10 @@ def fuse_layers(model: nn.Module) -> Overrides:
         return overrides
     if not kernels_run(weight.device):
         if weight.device.type == "cuda":
-            warnings.warn("speed.fused_kernels: this PyTorch has no Triton, so layers run as they are.", stacklevel=3)
+            warnings.warn(
+                "speed.fused_kernels: layers run as they are, since Triton is missing or the GPU is too old.",
+                stacklevel=3,
+            )
         return overrides
     blocks, rotations = dict[type, bool](), dict[type, FunctionType | None]()
     for module in model.modules():

@@ -22,6 +22,7 @@ from ..adapters.bank import AdapterBank
 from ..data import Batch, Encoded, collate, moved
 from ..probing import Attached
 from ..probing.attention import maskless_width
+from ..probing.layers import decoder_layers
 from ..probing.loss import gatherable_head
 from .passes import answer_weights
 
@@ -100,6 +101,19 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What may be recorded: rows padded to one of `widths`, `answer` answer tokens for each, at most so many `graphs`.
+
+    `tokens` is the most tokens of a pass (see `launch_bound_tokens`).
+    """
+
+    widths: tuple[int, ...]
+    answer: int
+    graphs: int
+    tokens: int
+
+
 @dataclass
 class _Shape:
     """The buffers of one shape, and its recording once there is one."""
@@ -113,18 +127,15 @@ class _Shape:
 class GraphedPasses:
     """Runs a body over a few shapes, each recorded when it first comes up (the very first shape: the second time).
 
-    `widths` are the lengths that rows are padded to, `answer` the most answer tokens of an example, `limit` the most
-    shapes. With `check`, each recording is compared with an unrecorded pass before it is trusted. What cannot be
-    recorded runs as it is; a warning says why, once.
+    With `check`, each recording is compared with an unrecorded pass before it is trusted. What cannot be recorded runs
+    as it is; a warning says why, once.
     """
 
     def __init__(
-        self, body: Body, bank: AdapterBank, pad_id: int, widths: Sequence[int], answer: int, recorder: Recorder,
-        *, limit: int, check: bool = True,
-    ) -> None:  # fmt: skip
+        self, body: Body, bank: AdapterBank, pad_id: int, sizes: Sizes, recorder: Recorder, *, check: bool = True
+    ) -> None:
         self._body, self._bank, self._pad_id = body, bank, pad_id
-        self._widths, self._answer, self._recorder = sorted(widths), answer, recorder
-        self._limit, self._check = limit, check
+        self._sizes, self._recorder, self._check = sizes, recorder, check
         self._shapes: dict[tuple[int, ...], _Shape] = {}
         self.gave_up: str | None = None
 
@@ -132,6 +143,14 @@ class GraphedPasses:
     def recorded(self) -> tuple[tuple[int, ...], ...]:
         """Shapes (rows, width) that are replayed."""
         return tuple(shape for shape, known in self._shapes.items() if known.replay is not None)
+
+    def takes(self, items: Sequence[Encoded]) -> bool:
+        """Return whether a pass over `items` is worth a recording."""
+        return len(items) * self._width(items) <= self._sizes.tokens
+
+    def _width(self, items: Sequence[Encoded]) -> int:
+        longest = max(len(item.input_ids) for item in items)
+        return next((width for width in self._sizes.widths if width >= longest), longest)
 
     def __call__(self, items: Sequence[Encoded], count: int) -> Tensor:
         """Add the gradient of the loss of `items`, each counting 1 / `count`, and return their part of the loss."""
@@ -145,7 +164,7 @@ class GraphedPasses:
 
     def _new(self, shape: tuple[int, ...], made: _Shape) -> Tensor:
         """Run a shape that has not been seen, and record it, if there is room."""
-        if self.gave_up is not None or len(self._shapes) >= self._limit:
+        if self.gave_up is not None or len(self._shapes) >= self._sizes.graphs:
             return self._body(made.batch, made.weights)
         first = not self._shapes
         self._shapes[shape] = made
@@ -155,10 +174,8 @@ class GraphedPasses:
     def _padded(self, items: Sequence[Encoded], count: int) -> tuple[Batch, Tensor]:
         """Return batch and answer weights in one of the few shapes, on the bank's device."""
         values = self._bank.values
-        longest = max(len(item.input_ids) for item in items)
-        width = next((width for width in self._widths if width >= longest), longest)
-        batch = collate(items, self._pad_id, width=width)
-        spare = len(items) * self._answer - len(batch.places)
+        batch = collate(items, self._pad_id, width=self._width(items))
+        spare = len(items) * self._sizes.answer - len(batch.places)
         weights = answer_weights(items, count, values.dtype)
         places = torch.cat([batch.places, _unused(batch.places, spare)])
         padded = torch.cat([weights, weights.new_zeros(spare)])
@@ -230,6 +247,17 @@ def why_not_recorded(attached: Attached, longest: int) -> str | None:
         "the output head carries an adapter": gatherable_head(model) is None,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def launch_bound_tokens(model: nn.Module) -> int:
+    """Return up to how many tokens a training pass takes longer to launch than to compute.
+
+    A layer's forward and backward take 2.5 to 3.5 ms to launch; a large model on an H100 computes some 6e11
+    multiplications with its weights meanwhile. Larger passes gain nothing by a recording, which costs two passes and
+    keeps their activations' memory.
+    """
+    layers = max(1, len(decoder_layers(model)))
+    return int(6e11 * layers / max(1, sum(parameter.numel() for parameter in model.parameters())))
 
 
 def checkpoints(model: nn.Module) -> bool:

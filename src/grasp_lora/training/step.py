@@ -14,7 +14,7 @@ from ..data import Batch, Encoded, collate, moved
 from ..probing import Attached
 from ..probing.loss import answer_losses
 from ..probing.memory import fitting_tokens
-from .graphs import CudaRecorder, GraphedPasses, Recorder, why_not_recorded
+from .graphs import CudaRecorder, GraphedPasses, Recorder, Sizes, launch_bound_tokens, why_not_recorded
 from .passes import answer_tokens, answer_weights, few_widths
 from .selector import MaskSelector
 
@@ -100,11 +100,12 @@ class TrainingPass:
         )  # fmt: skip
 
     def record_with(self, recorder: Recorder, items: Sequence[Encoded], *, check: bool = True) -> None:
-        """Record passes over `items` from now on."""
+        """Record passes over `items` from now on, those that are bound by launches."""
         answer = max(answer_tokens(item) for item in items)
+        widths = few_widths([len(item.input_ids) for item in items], _WIDTHS)
+        sizes = Sizes(tuple(widths), answer, _GRAPHS, launch_bound_tokens(self._attached.model))
         self.graphs = GraphedPasses(
-            self._body, self._attached.bank, self._attached.pad_id,
-            few_widths([len(item.input_ids) for item in items], _WIDTHS), answer, recorder, limit=_GRAPHS, check=check,
+            self._body, self._attached.bank, self._attached.pad_id, sizes, recorder, check=check
         )  # fmt: skip
 
     def __call__(self, items: Sequence[Encoded], count: int) -> Tensor:
@@ -112,7 +113,7 @@ class TrainingPass:
 
         The tensor holds it until the next pass.
         """
-        if self.graphs is not None:
+        if self.graphs is not None and self.graphs.takes(items):
             return self.graphs(items, count)
         batch = collate(items, self._attached.pad_id).to(self._device)
         weights = answer_weights(items, count, self._attached.bank.values.dtype)
