@@ -58,6 +58,17 @@ def test_the_tokens_are_those_of_plain_greedy_decoding(family, dtype):
     assert proceed(PROMPTS[:3]) + proceed(PROMPTS[3:]) == expected
 
 
+@pytest.mark.parametrize("family", ABLE[:2])
+def test_a_head_that_has_a_hook_and_attention_that_needs_a_mask(family):
+    model = pico_model(family, torch.float64, attn_implementation="eager")
+    handle = model.lm_head.register_forward_hook(lambda *_: None)
+    expected = [naive(model, prompt) for prompt in PROMPTS]
+    proceed = decoder(model)
+    assert proceed(PROMPTS[:3]) + proceed(PROMPTS[3:]) == expected
+    handle.remove()
+    assert not any("update" in vars(layer) for layer in proceed._cache.layers)
+
+
 def test_adapters_in_hooks_take_part():
     model = pico_model("llama", torch.float64)
     bank = AdapterBank([pico_adapter(model, "a")], MergeConfig(), torch.float64)

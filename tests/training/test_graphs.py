@@ -132,6 +132,16 @@ def test_passes_that_are_not_bound_by_launches_run_as_they_are(monkeypatch):
     assert max(len(item.input_ids) for item in world.items) * 4 > 40
 
 
+def test_recordings_get_the_memory_that_is_left():
+    world, recorder = World("llama"), Repeats()
+    world.passes.leave_to_recordings(3)  # nothing is recorded yet
+    world.passes.record_with(recorder, world.items)
+    for left, recorded in ((50, True), (10**9, True), (3, False), (50, False)):
+        world.passes.leave_to_recordings(left)
+        assert world.passes.graphs.takes(world.items[:1]) is recorded
+        assert not world.passes.graphs.takes(world.items[:4])
+
+
 def test_a_large_model_computes_longer_than_it_launches():
     with torch.device("meta"):
         build = LlamaForCausalLM._from_config

@@ -7,7 +7,8 @@ batch. The same steps run without a graph elsewhere, which is how they are teste
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
-from ..probing.loss import keeps_logits
+from ..probing.attention import unmasked
+from ..probing.loss import gatherable_head, gathered, keeps_logits
 
 LOOK_EVERY = 4  # tokens between looks whether all rows have ended; each look waits for the device
 _ALIGN = 64  # widths of masks that attention kernels take as they are
@@ -100,42 +102,46 @@ class StaticDecoder:
         return rows
 
     def _prefill(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Read the prompts, padded on the left, into the cache and write every row's first token."""
+        """Read the prompts, padded on the right, into the cache and write every row's first token.
+
+        Padding lies behind the prompt, where no token of it looks; later tokens find it masked.
+        """
         width, device = max(map(len, prompts)), self._tokens.device
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
-        valid = torch.zeros(len(prompts), width, dtype=torch.bool)
         for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
-            valid[row, width - len(prompt) :] = True
-        ids, valid = ids.to(device), valid.to(device)
+            ids[row, : len(prompt)] = torch.tensor(list(prompt))
+        lengths = torch.tensor([[len(prompt)] for prompt in prompts])
+        ids, lengths = ids.to(device), lengths.to(device)
+        slots = torch.arange(self._width, device=device)
         self._cache.reset()
-        self._mask.fill_(self._shut)
-        self._mask[:, 0, 0, :width].masked_fill_(valid, 0.0)
+        self._mask[:, 0, 0] = torch.zeros_like(self._mask[:, 0, 0]).masked_fill(slots >= lengths, self._shut)
         self._done.zero_()
         self._column.zero_()
         self._slot.fill_(width)
-        positions = (valid.long().cumsum(1) - 1).clamp(min=0)
-        self._positions.copy_(positions[:, -1:])
-        self._write(self._logits(ids, self._causal(valid), positions))
+        self._positions.copy_(lengths - 1)
+        self._write(self._prompt_logits(ids, lengths[:, 0] - 1))
 
-    def _causal(self, valid: Tensor) -> Tensor:
-        """Return the mask (B, 1, W, L) of a prefill; padding sees itself, so that no row of the softmax is empty."""
-        width = valid.shape[1]
-        earlier = torch.ones(width, width, dtype=torch.bool, device=valid.device).tril()
-        itself = torch.eye(width, dtype=torch.bool, device=valid.device)
-        mask = self._mask.new_full((len(valid), 1, width, self._width), self._shut)
-        mask[:, 0, :, :width].masked_fill_((earlier & valid[:, None]) | itself, 0.0)
-        return mask
+    def _prompt_logits(self, ids: Tensor, last: Tensor) -> Tensor:
+        """Return the logits (B, V) at the token `last` (B,) of each row of `ids` (B, W)."""
+        rows, width = torch.arange(len(ids), device=ids.device), ids.shape[1]
+        head, low = gatherable_head(self._model), 0
+        cut = nullcontext() if head is None else gathered(head, rows * width + last)
+        window = {}
+        if head is None and keeps_logits(self._model):  # an adapter on the head needs whole rows: as few as will do
+            low = int(last.min())
+            window = {"logits_to_keep": torch.arange(low, width, device=ids.device)}
+        with unmasked(self._model, width) as free, _own_keys(self._cache), cut:
+            logits: Tensor = self._model(
+                input_ids=ids, attention_mask=None if free else self._causal(width),
+                position_ids=torch.arange(width, device=ids.device)[None], past_key_values=self._cache, use_cache=True,
+                **window,
+            ).logits  # fmt: skip
+        return logits[rows, last - low] if head is None else logits[0]
 
-    def _logits(self, ids: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Return the logits (B, V) after the last token."""
-        last = {"logits_to_keep": 1} if keeps_logits(self._model) else {}
-        out = self._model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=self._cache, use_cache=True,
-            **last,
-        )  # fmt: skip
-        logits: Tensor = out.logits[:, -1]
-        return logits
+    def _causal(self, width: int) -> Tensor:
+        """Return the mask (1, 1, W, W) of a prefill."""
+        shut = torch.full((width, width), self._shut, dtype=self._mask.dtype, device=self._mask.device)
+        return shut.triu(1)[None, None]
 
     def _write(self, logits: Tensor) -> None:
         """Append every row's likeliest token; all in place, and nothing is read by the host."""
@@ -150,7 +156,11 @@ class StaticDecoder:
         """Read every row's newest token and write the next."""
         self._mask.index_fill_(3, self._slot, 0.0)
         self._slot.add_(1)
-        self._write(self._logits(self._tokens, self._mask, self._positions))
+        out = self._model(
+            input_ids=self._tokens, attention_mask=self._mask, position_ids=self._positions,
+            past_key_values=self._cache, use_cache=True,
+        )  # fmt: skip
+        self._write(out.logits[:, -1])
 
     def _advance(self) -> None:
         if self._graph is None:
@@ -185,3 +195,23 @@ class StaticDecoder:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step()
         return graph
+
+
+@contextmanager
+def _own_keys(cache: Any) -> Iterator[None]:
+    """Let a pass attend to its own keys and values alone, which the cache keeps: there are no earlier ones."""
+
+    def kept(update: Callable[..., object]) -> Callable[..., tuple[Tensor, Tensor]]:
+        def keep(keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            update(keys, values, *args, **kwargs)
+            return keys, values
+
+        return keep
+
+    for layer in cache.layers:
+        layer.update = kept(layer.update)
+    try:
+        yield
+    finally:
+        for layer in cache.layers:
+            del layer.update

@@ -30,7 +30,7 @@ def gatherable_head(model: nn.Module) -> nn.Module | None:
 
 
 @contextmanager
-def _gathered(head: nn.Module, places: Tensor) -> Iterator[None]:
+def gathered(head: nn.Module, places: Tensor) -> Iterator[None]:
     """Give the head only the hidden states (1, N, H) at N places of the flattened batch, for one forward pass."""
 
     def cut(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -62,7 +62,7 @@ def answer_logits(
         head = gatherable_head(model) if trim else None
         if head is not None:
             cut = narrowed(model, batch.places, narrow) if narrow else nullcontext()
-            with _gathered(head, batch.places), cut:
+            with gathered(head, batch.places), cut:
                 logits: Tensor = model(**inputs).logits
             if logits.shape[:2] == (1, len(batch.places)):
                 return logits[0]

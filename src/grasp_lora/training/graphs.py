@@ -144,6 +144,10 @@ class GraphedPasses:
         """Shapes (rows, width) that are replayed."""
         return tuple(shape for shape, known in self._shapes.items() if known.replay is not None)
 
+    def limit(self, tokens: int) -> None:
+        """Record no pass of more than `tokens` tokens from now on."""
+        self._sizes = replace(self._sizes, tokens=min(self._sizes.tokens, tokens))
+
     def takes(self, items: Sequence[Encoded]) -> bool:
         """Return whether a pass over `items` is worth a recording."""
         return len(items) * self._width(items) <= self._sizes.tokens

@@ -46,12 +46,13 @@ class TrainingLoop:
         self._name = self._io.name
         on_gpu = self.bank.values.device.type == "cuda"
         self._tokens = pass_tokens(attached.speed, config, items, on_gpu=on_gpu)
-        self._measures = on_gpu and self._tokens is not None and attached.speed.tokens_per_pass is None
+        self._open = on_gpu and self._tokens is not None and attached.speed.tokens_per_pass is None
         self.optimizer = torch.optim.AdamW(
             [self.bank.values], lr=config.lr, weight_decay=config.weight_decay,
             fused=True if on_gpu and attached.speed.fused_optimizer else None,
         )  # fmt: skip
         self._pass = TrainingPass(attached, items, config, selector)
+        self._measures = on_gpu and (self._open or self._pass.graphs is not None)
         self._unread: list[tuple[int, int, float, float | Tensor]] = []  # step, examples, rate, loss
         self._read_every = attached.speed.read_losses_every if on_gpu else 1
         self.position = Position()
@@ -94,13 +95,20 @@ class TrainingLoop:
         return self._outcome()
 
     def _measure(self) -> None:
-        """Lower the tokens of a packed pass to what the GPU's memory holds, but not below `batch_size` examples."""
-        sure = pass_tokens(self._pass.speed, self._config, self._items)
+        """Lower the tokens of a packed pass to what the GPU's memory holds, but not below `batch_size` examples.
+
+        Recorded passes keep memory of their own, for which they get what the largest pass leaves.
+        """
+        self._measures = False
         self._zero_gradient()
         self._model.train()
+        longest = max(self._items, key=lambda item: len(item.input_ids))
         with forked_global_state(self._seed, self._name, "measuring"):
-            fitting = self._pass.fitting(max(self._items, key=lambda item: len(item.input_ids)))
-        self._tokens, self._measures = max(sure or 1, min(self._tokens or 1, fitting)), False
+            fitting = self._pass.fitting(longest)
+        if self._open:
+            sure = pass_tokens(self._pass.speed, self._config, self._items)
+            self._tokens = max(sure or 1, min(self._tokens or 1, fitting))
+        self._pass.leave_to_recordings(fitting - (self._tokens or self._config.batch_size * len(longest.input_ids)))
 
     def _epochs(self) -> None:
         position, order = self.position, None

@@ -99,6 +99,11 @@ class TrainingPass:
             lambda: self._body(batch, weights, gather=False), batch.input_ids.numel(), self._device
         )  # fmt: skip
 
+    def leave_to_recordings(self, tokens: int) -> None:
+        """Let recorded passes hold at most so many tokens, since memory has no room for more."""
+        if self.graphs is not None:
+            self.graphs.limit(tokens)
+
     def record_with(self, recorder: Recorder, items: Sequence[Encoded], *, check: bool = True) -> None:
         """Record passes over `items` from now on, those that are bound by launches."""
         answer = max(answer_tokens(item) for item in items)
