@@ -206,10 +206,30 @@ def test_a_mode_change_is_taken_back_when_generation_fails() -> None:
         raise torch.OutOfMemoryError("tried to allocate")
 
     model.model.layers[0].register_forward_hook(fail)
-    with pytest.raises(TrainingError, match=r"Lower evaluate\.batch_size"):
+    with (
+        pytest.raises(TrainingError, match=r"one answer .* Lower task\.max_length"),
+        pytest.warns(UserWarning, match="1 at once"),
+    ):
         generate(model, 5)
     assert model.training
     assert model.generation_config is config
+
+
+def test_batches_that_do_not_fit_are_halved_and_answers_stay() -> None:
+    model, wanted, seen = llama(), generate(llama(), 2), []
+
+    def fail(_module: Any, args: tuple[Any, ...]) -> None:
+        if len(args[0]) > 2:
+            raise torch.OutOfMemoryError("tried to allocate")
+
+    model.model.layers[0].register_forward_pre_hook(fail)
+    with pytest.warns(UserWarning, match=r"evaluate\.batch_size: 5 answers at once do not fit .* 2 at once") as said:
+        answers = generate_answers(
+            model, Ids(), PROMPTS, max_new_tokens=NEW, batch_size=5, on_progress=lambda *step: seen.append(step)
+        )
+    assert answers == wanted
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+    assert len(said) == 1
 
 
 def test_wrong_input() -> None:

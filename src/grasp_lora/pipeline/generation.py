@@ -37,7 +37,8 @@ def generate_answers(
     `on_progress(done, total)` is called after every batch. Everything else in the checkpoint's generation config
     (sampling, penalties, lengths) is left out, and the model is left as it was found.
 
-    Raises `ValueError` for an empty prompt, `ModelError` without any end token, `TrainingError` when memory runs out.
+    Raises `ValueError` for an empty prompt, `ModelError` without any end token, `TrainingError` when a GPU's memory
+    holds not even one answer; batches that do not fit are halved.
     """
     if batch_size < 1 or max_new_tokens < 1 or not all(len(prompt) for prompt in prompts):
         raise ValueError("batch_size, max_new_tokens and the length of every prompt must be at least 1")
@@ -49,16 +50,15 @@ def generate_answers(
     order = sorted(range(len(prompts)), key=lambda place: (-len(prompts[place]), place))
     answers = [""] * len(prompts)
     with generating(model, settings):
-        rows, longest = min(batch_size, len(order)), max(map(len, prompts), default=0)
-        proceed = continuation(model, settings, rows=rows, longest=longest, static=static and bool(order))
-        for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
-            with _memory_errors(len(places)):
-                continued = proceed([prompts[place] for place in places])
-            for place, ids in zip(places, continued, strict=True):
+        proceed = Continuing(model, settings, min(batch_size, len(order)), max(map(len, prompts), default=0), static)
+        done = 0
+        while done < len(order):
+            continued = proceed([prompts[place] for place in order[done : done + batch_size]])
+            for place, ids in zip(order[done:], continued, strict=False):
                 answers[place] = _decode(tokenizer, ids, ends)
+            done += len(continued)
             if on_progress is not None:
-                on_progress(start + len(places), len(prompts))
+                on_progress(done, len(prompts))
     return answers
 
 
@@ -124,15 +124,48 @@ def continuation(model: nn.Module, settings: GenerationConfig, *, rows: int, lon
     return partial(_continue, model, settings)
 
 
-@contextmanager
-def _memory_errors(count: int) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise TrainingError(
-            f"out of GPU memory while generating {count} answers at once ({error}). "
-            "Lower evaluate.batch_size, task.max_length or task.max_new_tokens."
-        ) from None
+class Continuing:
+    """Continues the first of the prompts it is given, as many as memory holds: half as many when it runs out.
+
+    A run that is about to be judged is not lost to a batch that was chosen too large. A warning says so.
+    """
+
+    def __init__(self, model: nn.Module, settings: GenerationConfig, rows: int, longest: int, static: bool) -> None:
+        self._model, self._settings, self._rows, self._longest = model, settings, rows, longest
+        self._static = static and rows > 0
+        self._continue: Continue | None = None
+
+    def __call__(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Return the new token ids of at least one prompt; raises `TrainingError` when not even one fits."""
+        while True:
+            chosen = prompts[: self._rows]
+            found, why = self._try(chosen)
+            if found is not None:
+                return found
+            self._continue = None  # its buffers go before smaller ones are made
+            torch.cuda.empty_cache()
+            if len(chosen) == 1:
+                raise TrainingError(
+                    f"out of GPU memory while generating one answer ({why}). Lower task.max_length or "
+                    "task.max_new_tokens."
+                )
+            self._rows = len(chosen) // 2
+            warnings.warn(
+                f"evaluate.batch_size: {len(chosen)} answers at once do not fit into GPU memory; "
+                f"{self._rows} at once from now on.",
+                stacklevel=3,
+            )
+
+    def _try(self, prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]] | None, str]:
+        """Return the answers, or what ran out; the error is let go of, since it holds on to the memory of its pass."""
+        try:
+            if self._continue is None:
+                self._continue = continuation(
+                    self._model, self._settings, rows=self._rows, longest=self._longest, static=self._static
+                )
+            return self._continue(prompts), ""
+        except torch.OutOfMemoryError as error:
+            return None, str(error)
 
 
 def _continue(model: Any, settings: GenerationConfig, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
