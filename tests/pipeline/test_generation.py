@@ -198,6 +198,7 @@ def test_progress_and_no_prompts() -> None:
     assert generate(llama(), 2, prompts=[]) == []
 
 
+@pytest.mark.filterwarnings("ignore:evaluate.batch_size")
 def test_a_mode_change_is_taken_back_when_generation_fails() -> None:
     model = llama().train()
     config = model.generation_config
