@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 
 from grasp_lora.controller.estimate import EstimateSettings, estimate
 from grasp_lora.controller.history import Evaluations, History
+from grasp_lora.controller.moments import Sums, product
 from grasp_lora.controller.noise import noise_of_mean
-from grasp_lora.controller.surface import Problem, _weighted, pose, product, supported
+from grasp_lora.controller.surface import Problem, pose, supported
 
 WIDE = EstimateSettings(((0.0, 0.95),))
 
@@ -37,10 +39,31 @@ def test_product_is_the_matrix_product() -> None:
 @pytest.mark.parametrize("effect", [0.02, 4000.0])
 def test_round_effects_are_whitened_as_by_the_full_covariance(effect: float) -> None:
     problem = pose(observed(lambda p: (p - 0.5) ** 2), 0.01, ((0.0, 0.95),))
-    rows = np.random.default_rng(1).normal(size=(40, 3))
-    same_round = problem.member.T @ problem.member
-    V = np.diag(1 / problem.weights) + effect * same_round
-    assert _weighted(problem, rows, effect) == pytest.approx(rows.T @ np.linalg.solve(V, rows), rel=1e-9)
+    phi = np.random.default_rng(1).normal(size=(40, 3))
+    whitened = Sums.of(phi, problem.Y, problem.weights, problem.member).whitened(effect)
+    rows = np.concatenate([np.ones((40, 1)), phi], axis=1)
+    V = np.diag(1 / problem.weights) + effect * problem.member.T @ problem.member
+    assert whitened.xx.sum(axis=0) == pytest.approx(rows.T @ np.linalg.solve(V, rows), rel=1e-9)
+    assert whitened.xy.sum(axis=0) == pytest.approx(rows.T @ np.linalg.solve(V, problem.Y), rel=1e-8, abs=1e-9)
+    mean = problem.Y.mean(axis=1)
+    shared = -0.5 * mean @ np.linalg.solve(V, mean) - 0.5 * np.linalg.slogdet(V * problem.weights)[1]
+    assert whitened.shared == pytest.approx(shared, rel=1e-9)
+
+
+def test_sums_by_round_are_the_normal_equations_of_the_whole_design() -> None:
+    problem = pose(observed(lambda p: (p - 0.5) ** 2), 0.01, ((0.0, 0.95),))
+    phi, t = np.random.default_rng(1).normal(size=(40, 3)), problem.rounds
+    taus, shares, drift = np.array([5.0, 20.0]), np.array([0.1, 0.4]), np.arange(10) / 9 - 0.5
+    white = Sums.of(phi, problem.Y, problem.weights, problem.member).whitened(20.0)
+    XtX, XtY = white.settling(drift, np.exp(-np.arange(10) / taus[:, None]), shares)
+    V = np.diag(1 / problem.weights) + 20.0 * problem.member.T @ problem.member
+    for k, (tau, share) in enumerate(itertools.product(taus, shares)):
+        e = np.exp(-t / tau)[:, None]
+        plain = [np.ones_like(e), (t / 9 - 0.5)[:, None]]
+        X = np.concatenate([*plain, (share + (1 - share) * e) * phi, e, (1 - e) * phi], axis=1)
+        expected = X.T @ np.linalg.solve(V, np.concatenate([X, problem.Y], axis=1))
+        assert np.tril(XtX[k]) == pytest.approx(np.tril(expected[:, :9]), rel=1e-8, abs=1e-9)
+        assert XtY[k] == pytest.approx(expected[:, 9:], rel=1e-8, abs=1e-8)
 
 
 def test_the_posterior_mean_is_that_of_the_full_gaussian_regression() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from .features import Matrix, Vector
 
-__all__ = ["Estimate", "Slice"]
+__all__ = ["Estimate", "Glimpse", "Slice"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,29 @@ class Slice:
     mean: Vector
     low: Vector
     high: Vector
+
+
+@dataclass(frozen=True)
+class Glimpse:
+    """What decides on the next probes, and the number of evaluations behind it.
+
+    The named point, `minima` (B, D) of posterior draws, `gain` (nats) and `unsettled` are those of an `Estimate`.
+    """
+
+    best: tuple[float, ...]
+    minima: Matrix
+    gain: float
+    unsettled: float
+    evaluations: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON types; `from_dict` restores every bit."""
+        return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, saved: dict[str, Any]) -> Glimpse:
+        """Rebuild from `to_dict`."""
+        return cls(**{**saved, "best": tuple(saved["best"]), "minima": np.asarray(saved["minima"], float)})
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,10 @@ from ..config import ControllerConfig
 from ..errors import RunError
 from ..rng import numpy_generator
 from . import policy
-from .answer import Estimate
+from .answer import Estimate, Glimpse
 from .axes import RATIO, Axis
 from .diagnostics import Diagnostic, Observations, diagnose
-from .estimate import EstimateSettings, estimate
+from .estimate import EstimateSettings, estimate, glimpse
 from .history import History
 from .noise import noise_of_rewards
 from .policy import Point, PolicyState
@@ -55,7 +55,7 @@ class Controller:
         self._rng = numpy_generator(seed, "controller")
         self._logged: list[tuple[float, float]] = []
         self._decisions: list[Decision] = []
-        self._latest: Estimate | None = None
+        self._latest: Glimpse | None = None
         self._answer: Estimate | None = None
         self._stop: str | None = None
         self._next_round = 0
@@ -192,7 +192,7 @@ class Controller:
 
         Several axes are too far to walk in bounded steps, and before any training a jump shakes nothing.
         """
-        self._latest = found = self._fit()
+        self._latest = found = self._glimpse()
         best, std = np.asarray(found.best), policy.bounded_std(found.minima.std(axis=0), self.settings)
         p, applied = after.vector("p"), after.vector("applied")
         state = PolicyState.build(after.round, best, std, p, applied)
@@ -211,21 +211,26 @@ class Controller:
             )
         if self._answer is None or self._answer.evaluations != len(self.history):
             # Never `_latest`: looking at the answer must not change what is probed next.
-            self._answer = self._fit()
+            self._answer = estimate(self.history.as_arrays(), *self._assumptions())
         if self.released:
             return self._answer.with_p_star(max(self._logged, key=lambda pair: pair[1])[0])
         return self._answer
 
-    def _fit(self) -> Estimate:
+    def _glimpse(self) -> Glimpse:
+        settings, rng = self._assumptions()
+        if not self.settings.early_stop:
+            settings = replace(settings, next_points=())  # nobody asks what more probes are worth
+        return glimpse(self.history.as_arrays(), settings, rng)
+
+    def _assumptions(self) -> tuple[EstimateSettings, np.random.Generator]:
         rng = numpy_generator(self._seed, "estimate", len(self.history))
-        last = self.state.round
-        fitted = EstimateSettings(
+        settings = EstimateSettings(
             self.settings.bounds,
             plateau=self._plateau,
-            next_round=last + 2 * STRIDE,
+            next_round=self.state.round + 2 * STRIDE,
             next_points=policy.truncated_samples(self.state, self.settings, rng, AHEAD),
         )
-        return estimate(self.history.as_arrays(), fitted, rng)
+        return settings, rng
 
     @property
     def _plateau(self) -> float:
@@ -240,7 +245,7 @@ class Controller:
         """Fit again once the history has grown by a fifth, then decide whether to stop and when to probe next."""
         known = 0 if self._latest is None else self._latest.evaluations
         if len(self.history) >= GROWTH * known:
-            self._latest = self._fit()
+            self._latest = self._glimpse()
         if not self.settings.early_stop or self._latest is None:
             return
         self._next_round, enough = after_round(self.state.round, self._latest, self.settings.tolerance)
@@ -283,7 +288,7 @@ class Controller:
         self._logged = [(float(p), float(v)) for p, v in saved["logged"]]
         self._decisions = [Decision.from_dict(d) for d in saved["decisions"]]
         self.observations = Observations.from_dict(saved["observations"])
-        self._latest = None if saved["latest"] is None else Estimate.from_dict(saved["latest"])
+        self._latest = None if saved["latest"] is None else Glimpse.from_dict(saved["latest"])
         self._answer = None
         self._stop = saved["stop"]
         self._next_round = int(saved["next_round"])

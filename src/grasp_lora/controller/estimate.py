@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import qmc
 
-from .answer import Estimate, Slice
+from .answer import Estimate, Glimpse, Slice
 from .features import GRID, Bounds, Matrix, Vector
 from .history import Evaluations
+from .moments import product
 from .noise import blur_variance, noise_of_mean
-from .surface import Choice, Problem, pose, product, supported
+from .posterior import Curves, Posterior
 
 ASKED = 6
 """How many of the likeliest hyperparameter choices the worth of further probes is averaged over."""
@@ -39,68 +40,42 @@ class EstimateSettings:
     next_points: tuple[tuple[float, ...], ...] = ()
 
 
-class _Posterior:
-    """The settled curve at any points: its mean, draws of it, and draws that resample the examples too."""
-
-    def __init__(self, data: Evaluations, settings: EstimateSettings, noise: float, rng: np.random.Generator) -> None:
-        seen = [(float(x.min()), float(x.max())) for x in data.points.T]
-        # Baselines may lie outside the bounds (nothing is pruned at first): they are fitted where they are.
-        bounds = tuple((min(b[0], s[0]), max(b[1], s[1])) for b, s in zip(settings.bounds, seen, strict=True))
-        self.problem: Problem = pose(data, noise, bounds)
-        self.choices, self.weight = supported(self.problem)
-        self.noise = noise
-        size = settings.draws
-        widest = max(len(choice.scale) for choice in self.choices)
-        self.chosen = rng.choice(len(self.choices), size=size, p=self.weight)
-        self._z = rng.standard_normal((size, widest))
-        m = data.losses.shape[1]
-        counts = rng.multinomial(m, np.full(m, 1 / m), size=size) / m
-        # Resampling m values understates their mean's variance by (m - 1) / m.
-        self._counts = 1 / m + (counts - 1 / m) * np.sqrt(m / max(m - 1, 1))
-        self._rest = rng.standard_normal((size, widest))
-
-    def at(self, points: Matrix) -> _Curves:
-        """Return the curves at points (G, D)."""
-        maps = [choice.whitened_map(points) for choice in self.choices]
-        examples = [self.noise * _example_curves(c, w) for c, w in zip(self.choices, maps, strict=True)]
-        centres = np.stack([curve.mean(axis=1) for curve in examples])
-        eyes = [np.eye(len(w)) for w in maps]
-        noisy = centres[self.chosen] + self.noise * self._draws(maps, eyes, self._z)
-        resampled = np.empty_like(noisy)
-        for h in np.unique(self.chosen):
-            inside = self.chosen == h
-            resampled[inside] = product(self._counts[inside], examples[h].T)
-        roots = [np.asarray(np.linalg.inv(c.root), float) for c in self.choices]
-        resampled += self.noise * self._draws(maps, roots, self._rest)
-        return _Curves(maps, centres, self.weight @ centres, noisy, resampled)
-
-    def _draws(self, maps: list[Matrix], roots: list[Matrix], z: Matrix) -> Matrix:
-        """Return (B, G) curves W' R z of each chosen fit, z standard normal, in units of the noise.
-
-        With R = 1 the covariance is the posterior's; with R = L^-1 it is what the posterior has beyond the scatter of
-        its own mean, which is the part that a bootstrap cannot see.
-        """
-        out = np.empty((len(self.chosen), maps[0].shape[1]))
-        for h in np.unique(self.chosen):
-            inside = self.chosen == h
-            out[inside] = product(product(z[inside, : len(maps[h])], roots[h].T), maps[h])
-        return out
-
-
 @dataclass(frozen=True)
-class _Curves:
-    """`maps` (D, G) and `centres` (H, G) per choice, their average `mean` (G,), and (B, G) draws, nats."""
+class _Named:
+    """A posterior, its curves at all places, along the first axis through the named point, and there; noise in nats."""
 
-    maps: list[Matrix]
-    centres: Matrix
-    mean: Vector
-    noisy: Matrix
-    resampled: Matrix
+    posterior: Posterior
+    curves: Curves
+    line: Curves
+    best: Vector
+    here: Curves
+    noise: float
+
+    def gain(self, settings: EstimateSettings, rng: np.random.Generator) -> float:
+        return self.noise * _gain(self.posterior, self.curves, self.here, settings, rng)
+
+    def unsettled(self, settings: EstimateSettings) -> float:
+        fades = [c.fade(settings.next_round) for c in self.posterior.choices]
+        return float(self.posterior.weight @ np.asarray(fades))
+
+    @property
+    def minima(self) -> Matrix:
+        return np.asarray(self.curves.points[self.curves.noisy.argmin(axis=1)])
 
 
-def _example_curves(choice: Choice, whitened: Matrix) -> Matrix:
-    """Return each example's settled curve (G, m) in units of the noise."""
-    return np.asarray(whitened.T @ np.linalg.solve(choice.root, choice.scale[:, None] * choice.right))
+def _named(data: Evaluations, settings: EstimateSettings, rng: np.random.Generator) -> _Named:
+    noise = max(noise_of_mean(data), 1e-3 * float(np.ptp(data.losses.mean(axis=1))), 1e-9)
+    posterior = Posterior(data, settings.bounds, settings.draws, noise, rng)
+    curves = posterior.at(_places(settings.bounds))
+    line, best = _name(posterior, curves, settings)
+    return _Named(posterior, curves, line, best, posterior.at(best[None]), noise)
+
+
+def glimpse(data: Evaluations, settings: EstimateSettings, rng: np.random.Generator) -> Glimpse:
+    """Return what decides on the next probes, from the same fit as `estimate` and without its intervals."""
+    found = _named(data, settings, rng)
+    gain = found.gain(settings, rng)
+    return Glimpse(tuple(float(x) for x in found.best), found.minima, gain, found.unsettled(settings), len(data.rounds))
 
 
 def estimate(data: Evaluations, settings: EstimateSettings, rng: np.random.Generator) -> Estimate:
@@ -109,35 +84,26 @@ def estimate(data: Evaluations, settings: EstimateSettings, rng: np.random.Gener
     The posterior mean is linear in the losses, so every bootstrap sample of examples is an average of per-example
     curves and needs no new fit.
     """
-    noise = max(noise_of_mean(data), 1e-3 * float(np.ptp(data.losses.mean(axis=1))), 1e-9)
-    posterior = _Posterior(data, settings, noise, rng)
-    places = _places(settings.bounds)
-    curves = posterior.at(places)
-    line, best = _name(posterior, places, curves, settings)
-    here = posterior.at(best[None])
-    part = rng.random((settings.draws, 1))
-    alone = len(settings.bounds) == 1
-    blur = blur_variance(posterior.problem, posterior.choices[0]) if data.per_example and alone else 0.0
-    sharpened = curves.resampled - 0.5 * part * blur * _bend(curves.resampled, places) if alone else curves.resampled
-    intervals = _intervals(places[sharpened.argmin(axis=1)], best, settings.level)
-    slices = [_slice(posterior, settings, best, d, line) for d in range(len(best))]
-    likeliest = posterior.choices[int(np.argmax(posterior.weight))]
-    fades = [c.fade(settings.next_round) for c in posterior.choices]
+    found = _named(data, settings, rng)
+    posterior, best, gain = found.posterior, found.best, found.gain(settings, rng)
+    resampled = posterior.resampled(found.curves.points)
+    intervals = _intervals(posterior, found.curves.points, resampled, best, settings, rng) if data.per_example else None
+    slices = [_slice(posterior, settings, best, d) for d in range(len(best))]
     return Estimate(
         p_star=float(best[0]),
-        interval=intervals[0] if data.per_example else None,
+        interval=intervals[0] if intervals else None,
         best=tuple(float(x) for x in best),
-        intervals=intervals if data.per_example else None,
+        intervals=intervals,
         level=settings.level,
         **vars(slices[0]),
         further=tuple(slices[1:]),
-        noise=noise,
-        noise_regret=_regret(here.noisy, curves.noisy),
-        slice_regret=_regret(here.resampled, curves.resampled),
-        gain=noise * _gain(posterior, curves, here, settings, rng),
-        settle_rounds=likeliest.tau,
-        unsettled=float(posterior.weight @ np.asarray(fades)),
-        minima=places[curves.noisy.argmin(axis=1)],
+        noise=found.noise,
+        noise_regret=_regret(found.here.noisy, found.curves.noisy),
+        slice_regret=_regret(posterior.resampled(best[None]), resampled),
+        gain=gain,
+        settle_rounds=posterior.choices[int(np.argmax(posterior.weight))].tau,
+        unsettled=found.unsettled(settings),
+        minima=found.minima,
         evaluations=len(data.rounds),
     )
 
@@ -160,22 +126,21 @@ def _line(bounds: Bounds, point: Vector, axis: int, count: int = GRID) -> Matrix
     return line
 
 
-def _name(posterior: _Posterior, places: Matrix, curves: _Curves, settings: EstimateSettings) -> tuple[_Curves, Vector]:
+def _name(posterior: Posterior, curves: Curves, settings: EstimateSettings) -> tuple[Curves, Vector]:
     """Return the curves along the first axis through the best point, and that point moved to its sparser end."""
-    best = places[int(np.argmin(curves.mean))]
-    if len(settings.bounds) == 1:
-        line, points = curves, places
-    else:
-        best = places[int(np.argmin(_surely(curves)))]
+    line = curves
+    best = curves.points[int(np.argmin(curves.mean))]
+    if len(settings.bounds) > 1:
+        best = curves.points[int(np.argmin(_surely(curves)))]
         near = _near(settings.bounds, best)
         best = near[int(np.argmin(_surely(posterior.at(near))))]
-        points = _line(settings.bounds, best, 0)
-        line = posterior.at(points)
+        line = posterior.at(_line(settings.bounds, best, 0))
+    points = line.points
     at = int(np.argmin(np.abs(points[:, 0] - best[0])))
     return line, points[_sparser(line.mean, line.noisy, at, settings.plateau)]
 
 
-def _surely(curves: _Curves) -> Vector:
+def _surely(curves: Curves) -> Vector:
     """Return the mean with DOUBT standard deviations added, shape (G,).
 
     Of several axes some corner is always far from every probe, and there the fit may promise what nobody has seen.
@@ -195,11 +160,11 @@ def _near(bounds: Bounds, point: Vector) -> Matrix:
     return np.stack([axis.ravel() for axis in np.meshgrid(*axes, indexing="ij")], axis=1)
 
 
-def _slice(posterior: _Posterior, settings: EstimateSettings, best: Vector, axis: int, first: _Curves) -> Slice:
+def _slice(posterior: Posterior, settings: EstimateSettings, best: Vector, axis: int) -> Slice:
     points = _line(settings.bounds, best, axis)
-    curves = first if axis == 0 else posterior.at(points)
-    low, high = _band(curves.resampled, curves.mean, settings.level)
-    return Slice(points[:, axis], curves.mean - curves.mean.min(), low, high)
+    mean = posterior.at(points).mean
+    low, high = _band(posterior.resampled(points), mean, settings.level)
+    return Slice(points[:, axis], mean - mean.min(), low, high)
 
 
 def _bend(curves: Matrix, places: Matrix) -> Matrix:
@@ -214,8 +179,20 @@ def _regret(here: Matrix, everywhere: Matrix) -> float:
     return float(np.mean(np.maximum(here[:, 0] - everywhere.min(axis=1), 0.0)))
 
 
-def _intervals(minima: Matrix, best: Vector, level: float) -> tuple[tuple[float, float], ...]:
-    low, high = np.quantile(minima, [(1 - level) / 2, (1 + level) / 2], axis=0)
+def _intervals(
+    posterior: Posterior,
+    places: Matrix,
+    resampled: Matrix,
+    best: Vector,
+    settings: EstimateSettings,
+    rng: np.random.Generator,
+) -> tuple[tuple[float, float], ...]:
+    """Return each coordinate's interval from the minima of resampled curves (B, G), part of their blur taken back."""
+    if len(best) == 1:
+        blur = blur_variance(posterior.problem, posterior.choices[0])
+        resampled = resampled - 0.5 * rng.random((len(resampled), 1)) * blur * _bend(resampled, places)
+    ends = (1 - settings.level) / 2, (1 + settings.level) / 2
+    low, high = np.quantile(places[resampled.argmin(axis=1)], ends, axis=0)
     return tuple((min(float(a), float(x)), max(float(b), float(x))) for a, b, x in zip(low, high, best, strict=True))
 
 
@@ -236,7 +213,7 @@ def _sparser(mean: Vector, draws: Matrix, best: int, errors: float) -> int:
 
 
 def _gain(
-    posterior: _Posterior, curves: _Curves, here: _Curves, settings: EstimateSettings, rng: np.random.Generator
+    posterior: Posterior, curves: Curves, here: Curves, settings: EstimateSettings, rng: np.random.Generator
 ) -> float:
     """Return by how much (in units of the noise) the next probes are expected to lower the loss at the best point.
 
@@ -248,14 +225,16 @@ def _gain(
         return 0.0
     z = rng.standard_normal((len(points), 64))
     weight = posterior.weight[:ASKED] / posterior.weight[:ASKED].sum()  # the likeliest come first
+    places = np.concatenate([curves.points, here.points])
     total = 0.0
     for h, share in enumerate(weight):
         choice = posterior.choices[h]
-        whitened = np.concatenate([curves.maps[h], here.maps[h]], axis=1)
-        centre = np.concatenate([curves.centres[h], here.centres[h]]) / posterior.noise
-        reach = np.linalg.solve(choice.root, choice.rows(posterior.problem, points, settings.next_round).T)
+        phi = choice.features.at(places)
+        centre = phi @ (posterior.centres[h] / posterior.noise)
+        reach = choice.inverse @ choice.rows(posterior.problem, points, settings.next_round).T
         step = np.linalg.cholesky(reach.T @ reach + np.eye(len(points)))
-        after = centre[:, None] + np.linalg.solve(step, reach.T @ whitened).T @ z
+        moves = np.linalg.solve(step.T, z)
+        after = centre[:, None] + product(product(phi, choice.folded @ reach), moves)
         known = float(centre[-1] - centre.min())
         total += share * (float(np.mean(after[-1] - after.min(axis=0))) - known)
     return total

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 Bounds: TypeAlias = tuple[tuple[float, float], ...]
 
 GRID = 191

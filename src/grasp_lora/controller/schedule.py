@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from .answer import Estimate
+from .answer import Glimpse
 
 AHEAD = 12
 """Probes whose worth is asked before going on: four rounds of three."""
@@ -19,7 +19,7 @@ FIRST_STOP = 4
 UNSETTLED = 0.1
 
 
-def after_round(round_index: int, found: Estimate, tolerance: float) -> tuple[int, str | None]:
+def after_round(round_index: int, found: Glimpse, tolerance: float) -> tuple[int, str | None]:
     """Return the next round to probe in, and why probing can end now (None: it goes on); tolerance in nats."""
     if found.unsettled > UNSETTLED:
         # What training is still flattening says little about the settled curve: wait, ever longer.

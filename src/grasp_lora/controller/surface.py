@@ -18,12 +18,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 
 import numpy as np
+from scipy.linalg import solve_triangular
 
 from .features import Bounds, Features, Matrix, Vector, product_features
 from .history import Evaluations
+from .moments import Sums
 
 LENGTHS = (0.12, 0.2, 0.35)
 """Length scales: as ratios on the first axis, on further axes as shares of the axis."""
@@ -42,17 +44,6 @@ KEEP = 0.04
 MOST = 20
 """Choices are averaged from the likeliest down to this share of its weight, and no more than this many."""
 WIDE = 1e3
-UNTHREADED = 200_000
-
-
-def product(left: Matrix, right: Matrix) -> Matrix:
-    """Return left (a, b) @ right (b, c) in slices too small for a threaded BLAS.
-
-    Threads cost several times what they win on matrices of this size, most of all where cores are shared, and the sums
-    are the same whatever their number.
-    """
-    rows = max(1, UNTHREADED // (left.shape[1] * right.shape[1]))
-    return np.concatenate([left[k : k + rows] @ right for k in range(0, len(left), rows)])
 
 
 @dataclass(frozen=True)
@@ -106,18 +97,24 @@ class Choice:
     tau: float | None
     share: float
 
-    def settled_map(self, points: Matrix) -> Matrix:
-        """Return the map (G, D) from unscaled weights to the settled curve rho h + r at G points."""
-        phi, J = self.features.at(points), self.features.count
-        out = np.zeros((len(phi), len(self.scale)))
-        out[:, 2 : 2 + J] = phi * (self.share * self.scale[2 : 2 + J])
-        if self.tau is not None:
-            out[:, 3 + J :] = phi * self.scale[3 + J :]
-        return out
+    @cached_property
+    def inverse(self) -> Matrix:
+        """Return L^-1 (D, D)."""
+        return np.asarray(solve_triangular(self.root, np.eye(len(self.root)), lower=True, check_finite=False))
 
-    def whitened_map(self, points: Matrix) -> Matrix:
-        """Return L^-1 M' (D, G): its Gram is the posterior covariance of the settled curve."""
-        return np.asarray(np.linalg.solve(self.root, self.settled_map(points).T))
+    @cached_property
+    def folded(self) -> Matrix:
+        """Return F (J, D): F z are the settled curve's weights over the features, for z = L' times the scaled weights.
+
+        F F' is their posterior covariance.
+        """
+        J = self.features.count
+        back = self.inverse.T * self.scale[:, None]
+        return np.asarray(self.share * back[2 : 2 + J] + (back[3 + J :] if self.tau is not None else 0.0))
+
+    def of_examples(self) -> Matrix:
+        """Return the weights over the features (J, m) of every example's settled curve, in units of the noise."""
+        return self.folded @ (self.inverse @ (self.scale[:, None] * self.right))
 
     def fade(self, round_index: float) -> float:
         """Return the share of h that a round still shows beyond the settled curve."""
@@ -154,8 +151,8 @@ def supported(problem: Problem) -> tuple[list[Choice], Vector]:
     """Return the choices that the evidence supports, with their normalised weights."""
     several = len(problem.member) > 1
     effects = (ROUND_EFFECTS[0], max(ROUND_EFFECTS[1], problem.reach**2))
-    pairs = itertools.product(LENGTHS, effects if several else effects[:1])
-    batches = [b for length, effect in pairs for b in _batches(problem, length, effect, TAUS if several else ())]
+    shapes = (effects, TAUS) if several else (effects[:1], ())
+    batches = [b for length in LENGTHS for b in _batches(problem, length, *shapes)]
     evidence = np.concatenate([b.evidence for b in batches])
     weight = np.exp(evidence - evidence.max())
     starts = np.cumsum([0, *(len(b.evidence) for b in batches)])
@@ -166,59 +163,23 @@ def supported(problem: Problem) -> tuple[list[Choice], Vector]:
     return choices, weight[keep] / weight[keep].sum()
 
 
-def _batches(problem: Problem, length: float, effect: float, taus: tuple[float, ...]) -> list[_Batch]:
+def _batches(problem: Problem, length: float, effects: tuple[float, ...], taus: tuple[float, ...]) -> list[_Batch]:
     features = product_features(problem.bounds, length)
-    phi = features.at(problem.points)
-    J = phi.shape[1]
-    drift = problem.rounds[:, None] / problem.horizon - 0.5
-    fades = [np.exp(-problem.rounds / tau)[:, None] for tau in taus]
-    columns = np.concatenate([np.ones_like(drift), drift, phi, *[c for f in fades for c in (f, f * phi)]], axis=1)
-    full = np.concatenate([columns, problem.Y], axis=1)
-    gram = _weighted(problem, full, effect)
-    D = columns.shape[1]
-    # What the evidence of every choice in here shares: y' V^-1 y of the mean loss and half of log |V|.
-    y_size = float(gram[D:, D:].mean())
-    shared = -0.5 * y_size - 0.5 * float(np.log1p(effect * (problem.member @ problem.weights)).sum())
-    tops = _amplitudes(problem.spread)
-    wide = WIDE * max(problem.reach, 1.0)
-    plain = gram[None, : 2 + J]
-    still = _solve(plain[:, :, : 2 + J], plain[:, :, D:], _scales(tops, None, wide, J))
-    out = [_Batch(features, still[0] + shared, *still[1:], [(None, 1.0)])]
-    if taus:
-        # Per tau the columns 1, drift, phi, e, e phi; then every share mixes them in its own way.
-        own = np.stack(
-            [[*range(2 + J), *range(2 + J + k * (J + 1), 3 + 2 * J + k * (J + 1))] for k in range(len(taus))]
-        )
-        maps = _mixing(J)
-        XtX = np.swapaxes(maps, 1, 2) @ gram[own[:, :, None], own[:, None, :]][:, None] @ maps
-        XtY = np.swapaxes(maps, 1, 2) @ gram[own, D:][:, None]
-        kinds = list(itertools.product(taus, SHARES))
-        XtX, XtY = (m.reshape(len(kinds), *m.shape[2:]) for m in (XtX, XtY))
-        solved = _solve(XtX, XtY, _scales(tops, RESHAPES, wide, J))
-        out.append(_Batch(features, solved[0] + shared, *solved[1:], kinds))
-    return out
-
-
-def _weighted(problem: Problem, rows: Matrix, effect: float) -> Matrix:
-    """Return rows' V^-1 rows for V = W^-1 + effect 1 1' within each round (Woodbury)."""
-    inner = problem.member * problem.weights
-    shrink = effect / (1 + effect * inner.sum(axis=1))
-    sums = inner @ rows
-    return product((rows * problem.weights[:, None]).T, rows) - product((sums * shrink[:, None]).T, sums)
-
-
-@lru_cache(maxsize=8)
-def _mixing(J: int) -> Matrix:
-    """Return (S, 3 + 2J, 3 + 2J): 1, drift, phi, e, e phi to 1, drift, (rho + (1 - rho) e) phi, e, (1 - e) phi."""
-    out = np.zeros((len(SHARES), 3 + 2 * J, 3 + 2 * J))
-    eye = np.eye(J)
-    for row, share in enumerate(SHARES):
-        out[row, :2, :2] = np.eye(2)
-        out[row, 2 : 2 + J, 2 : 2 + J] = share * eye
-        out[row, 3 + J :, 2 : 2 + J] = (1 - share) * eye
-        out[row, 2 + J, 2 + J] = 1.0
-        out[row, 2 : 2 + J, 3 + J :] = eye
-        out[row, 3 + J :, 3 + J :] = -eye
+    sums = Sums.of(features.at(problem.points), problem.Y, problem.weights, problem.member)
+    rounds = np.unique(problem.rounds)
+    drift = rounds / problem.horizon - 0.5
+    tops, wide = _amplitudes(problem.spread), WIDE * max(problem.reach, 1.0)
+    out = []
+    for effect in effects:
+        white = sums.whitened(effect)
+        still = _solve(*white.still(drift), _scales(tops, None, wide, features.count))
+        out.append(_Batch(features, still[0] + white.shared, *still[1:], [(None, 1.0)]))
+        if taus:
+            fades = np.exp(-rounds / np.array(taus)[:, None])
+            equations = white.settling(drift, fades, np.array(SHARES))
+            solved = _solve(*equations, _scales(tops, RESHAPES, wide, features.count))
+            kinds = list(itertools.product(taus, SHARES))
+            out.append(_Batch(features, solved[0] + white.shared, *solved[1:], kinds))
     return out
 
 
@@ -240,16 +201,18 @@ def _scales(tops: Vector, reshapes: tuple[float, ...] | None, wide: float, J: in
 
 
 def _solve(XtX: Matrix, XtY: Matrix, scales: Matrix) -> tuple[Vector, Matrix, Matrix, Matrix]:
-    """Factor every design (K, D, D) at every scale (S, D); returns evidence (K S,), scales, roots, rights (K, D, m)."""
-    K, D = XtX.shape[:2]
-    S = len(scales)
-    A = (scales[None, :, :, None] * XtX[:, None] * scales[None, :, None, :]).reshape(K * S, D, D) + np.eye(D)
-    roots = np.linalg.cholesky(A)
-    half = (scales[None] * XtY.mean(axis=2)[:, None]).reshape(K * S, D)
-    # Forward substitution over the whole batch: cheaper here than a general solver per matrix.
-    for d in range(D):
-        half[:, d] /= roots[:, d, d]
-        half[:, d + 1 :] -= roots[:, d + 1 :, d] * half[:, d, None]
-    logdet = np.log(np.einsum("hdd->hd", roots)).sum(axis=1)
-    evidence = np.asarray(0.5 * (half**2).sum(axis=1) - logdet)
-    return evidence, np.tile(scales, (K, 1)), np.asarray(roots, float), XtY
+    """Factor every design (K, D, D) at every scale (S, D); returns evidence (K S,), scales, roots, rights (K, D, m).
+
+    Of X'X the lower triangle counts. X'y of the mean loss is factored along as a last row, which becomes L^-1 X'y.
+    """
+    (K, D), S = XtX.shape[:2], len(scales)
+    A = np.zeros((K, S, D + 1, D + 1))
+    np.multiply(XtX[:, None], scales[:, :, None] * scales[:, None, :], out=A[:, :, :D, :D])
+    A[:, :, range(D), range(D)] += 1.0
+    half = scales * XtY.mean(axis=2)[:, None]
+    A[:, :, D, :D] = half
+    A[:, :, D, D] = 1.0 + (half**2).sum(axis=2)  # enough for a positive definite whole, and used no further
+    roots = np.linalg.cholesky(A.reshape(K * S, D + 1, D + 1))
+    logdet = np.log(np.einsum("hdd->hd", roots[:, :D, :D])).sum(axis=1)
+    evidence = np.asarray(0.5 * (roots[:, D, :D] ** 2).sum(axis=1) - logdet)
+    return evidence, np.tile(scales, (K, 1)), np.asarray(roots[:, :D, :D], float), XtY
