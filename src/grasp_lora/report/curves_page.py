@@ -12,11 +12,11 @@ from .true_curve import BEYOND, GRID, PENALTY, SIDES, Curve, Regrets, Side, chos
 
 Record = Mapping[str, Any]
 Losses = dict[tuple[str, int], dict[Side, Any]]
-HEAD = f"""# True curves of the prune ratio
+HEAD = """# True curves of the prune ratio
 
 Made by `python scripts/results_page.py` from `benchmarks/compare/real-curves.json`, which `grasp-lora compare` wrote.
-Do not edit. What is compared, and under which rules: [comparison.md](comparison.md).
-
+Do not edit. What is compared, and under which rules: [comparison.md](comparison.md)."""
+METHOD = f"""\
 A whole final run at each ratio, everything else as in `finalize`, at the learning rate of the grid, whose eight runs
 are points of the curve. Smoothed by one rule for all: a natural cubic smoothing spline over -ln(1 - p) with penalty
 {PENALTY:g}, through the means over seeds. Regret is the smoothed curve at the chosen ratio less its minimum, never the
@@ -26,11 +26,16 @@ what its own final run gives stands in the second table."""
 
 def curves_page(records: Record) -> str:
     """Return the page as Markdown; raises ValueError when a cell lacks the rows `grid` and `curve`."""
-    parts = [HEAD, setting(records), "## Regret", *_regret(records), "## Final runs", _finals(records), "## Curves"]
+    return "\n\n".join([HEAD, METHOD, *curves_parts(records)]) + "\n"
+
+
+def curves_parts(records: Record) -> list[str]:
+    """Return the paragraphs of the page below its head."""
+    parts = [setting(records), "## Regret", *_regret(records), "## Final runs", _finals(records), "## Curves"]
     for cell in records["cells"]:
         curves = {side: curve(cell, side) for side in SIDES}
         parts += [f"### {cell['name']}", _minima(curves), _points(curves), _chosen(records, cell, curves)]
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def _rows(records: Record) -> dict[str, str]:
