@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from world import write_rows
@@ -196,11 +197,16 @@ def test_every_seed_of_the_fresh_comparison_has_data_of_its_own(tiny, drawn, tmp
     assert own == {name for name in inputs if name.startswith("qa-ar.8.")}
     module = script("results_page")
     pages = module.pages_of(found)
-    assert "ratio of the average" not in pages["results.md"]
+    assert "##" not in pages["results.md"]
     text = pages["results-fresh.md"]
     assert text.startswith("# The comparison on fresh draws")
     assert "| GRASP default, controller.policy=ratio | " in text
-    assert text.count("\n## ") == 2  # methods, curves
+    assert re.findall(r"^## (.+)$", text, flags=re.MULTILINE) == [
+        "Over all draws", "Methods", "True curves of the prune ratio",
+    ]  # fmt: skip
+    ours, theirs = ([seed["scores"]["loss"] for seed in row["seeds"]] for row in found["fresh"]["cells"][0]["rows"])
+    shown = re.search(r"^\| target adapter only \| .* \| ([\d.]+) \| ([+-][\d.]+) \[", text, flags=re.MULTILINE)
+    assert shown.groups() == (f"{fmean(ours):.3f}", f"{fmean(ours) - fmean(theirs):+.4f}")
 
 
 def test_seeds_with_test_files_of_their_own_are_refused():

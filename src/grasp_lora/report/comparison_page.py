@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .comparison import tables
-from .curves_page import METHOD, curves_parts
+from .curves_page import METHOD, curves_parts, final_losses
 
 HEAD = """# Results of comparisons
 
@@ -39,8 +39,14 @@ def page(records: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) ->
 def fresh_page(name: str, records: Mapping[str, Any], curves: Mapping[str, Any]) -> str:
     """Return the page of a comparison on fresh draws, which is called `name`: its tables, then its true curves."""
     measured = [_deeper(part) for part in curves_parts(curves)]
-    title = "## True curves of the prune ratio"
-    return "\n\n".join([FRESH, "## Methods", *_compared(name, records), title, METHOD, *measured]) + "\n"
+    count = len(records["cells"]) * len(records["seeds"])
+    draws = (
+        f"Nats, mean over {count} draws (cells x seeds); differences paired by draw, their intervals by a bootstrap "
+        "over draws."
+    )
+    parts = ["## Over all draws", draws, final_losses(records, records["reference"])]
+    parts += ["## Methods", *_compared(name, records), "## True curves of the prune ratio", METHOD, *measured]
+    return "\n\n".join([FRESH, *parts]) + "\n"
 
 
 def _compared(name: str, records: Mapping[str, Any]) -> list[str]:
