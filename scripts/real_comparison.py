@@ -5,8 +5,9 @@
 
 Settings: benchmarks/compare/real.yaml, whose parts are done in their order. A run that was stopped, or that a job's
 time limit ended, is gone on with by the same command. `--records` writes the records where the pages of results are
-made from (scripts/results_page.py). Cells with 4, 8 and 32 micro-dev examples are cut from micro_dev_32.jsonl beside
-micro_dev.jsonl.
+made from (scripts/results_page.py). `--settings` names a file whose sections replace those of real.yaml:
+benchmarks/compare/fresh.yaml is the same comparison on new draws and seeds (scripts/fresh_draws.py). Cells with 4, 8
+and 32 micro-dev examples are cut from micro_dev_32.jsonl beside micro_dev.jsonl.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ SIZES = (4, 8, 32)
 def settings(args: argparse.Namespace) -> Config:
     """Return the settings of what is asked for."""
     tree = parse_yaml(SETTINGS.read_text(encoding="utf-8"), SETTINGS.name)
+    if args.settings:
+        tree |= parse_yaml(args.settings.read_text(encoding="utf-8"), args.settings.name)
     section = tree["compare"]
     if args.cells:
         section["cells"] = [cell for cell in section["cells"] if cell["name"] in args.cells.split(",")]
@@ -64,11 +67,11 @@ def sized_cells(args: argparse.Namespace, cells: list[dict[str, Any]]) -> list[d
     return sized
 
 
-def write_records(folder: Path, done: Comparison) -> None:
+def write_records(folder: Path, name: str, done: Comparison) -> None:
     """Write the records of the main table and of every part where results_page.py finds them."""
-    write_json_atomic(folder / "real.json", done.records)
-    for name, records in done.parts.items():
-        write_json_atomic(folder / f"real-{name}.json", records)
+    write_json_atomic(folder / f"{name}.json", done.records)
+    for part, records in done.parts.items():
+        write_json_atomic(folder / f"{name}-{part}.json", records)
 
 
 def arguments() -> argparse.Namespace:
@@ -76,6 +79,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     for name in ("backbone", "data", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--settings", type=Path, help="sections that replace those of real.yaml, e.g. fresh.yaml's")
     parser.add_argument("--jobs", type=int, help="runs side by side; default as in real.yaml")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--cells", help="with commas; default all")
@@ -103,7 +107,7 @@ def main() -> int:
         return error.exit_code
     if asked.tables:
         if args.records:
-            write_records(args.records, done)
+            write_records(args.records, (args.settings or SETTINGS).stem, done)
         out(done.tables)
     return done.exit_code
 

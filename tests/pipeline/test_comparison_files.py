@@ -5,12 +5,14 @@ import json
 import re
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 from world import write_rows
 
 from grasp_lora.baselines import METHODS
-from grasp_lora.config import load_config, parse_yaml
+from grasp_lora.config import build_config, load_config, parse_yaml
+from grasp_lora.errors import ConfigError
 from grasp_lora.pipeline.comparison.agenda import Agenda
 from grasp_lora.pipeline.comparison.parts import parts_of
 from grasp_lora.pipeline.comparison.schedule import Results
@@ -124,6 +126,95 @@ def test_all_parts_share_their_runs(tiny, tmp_path, capsys):
     assert len(list((tiny.out / "stages").glob("qa-ar.42.grasp_default.*"))) == 1
 
 
+# --- fresh draws ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """A data folder of one cell, 60 questions on 20 documents for its test, and what two seeds drew from them."""
+    module = script("fresh_draws")
+    monkeypatch.setattr(module, "CELLS", ("qa/ar",))
+    monkeypatch.setattr(module, "SOURCES", ("qa/en",))
+    test = pico_rows(60, "artest")
+    for index, row in enumerate(test):
+        row["context"] = f"context {index // 3}"
+    rows = {"ar/test": test, "en/train": pico_rows(8, "entrain"), "en/dev": pico_rows(3, "endev")}
+    rows |= {f"ar/{name}": pico_rows(size, name) for name, size in (("train", 5), ("dev", 4), ("micro_dev", 3))}
+    for name, each in rows.items():
+        write_rows(tmp_path / "data" / "qa" / f"{name}.jsonl", each)
+
+    def run(*words):
+        return run_script(module, monkeypatch, "--data", tmp_path / "data", "--out", tmp_path / "draws", *words)
+
+    run.out = tmp_path / "draws"
+    return run
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_fresh_draws_share_no_document_and_no_example_with_the_new_test_file(drawn):
+    assert drawn("--seeds", 7, 8) == 0
+    test = read_rows(drawn.out / "qa" / "ar" / "test.jsonl")
+    assert len(test) == 30
+    chosen = []
+    for seed in (7, 8):
+        splits = {
+            s: read_rows(drawn.out / str(seed) / "qa" / "ar" / f"{s}.jsonl") for s in ("train", "dev", "micro_dev")
+        }
+        assert {name: len(rows) for name, rows in splits.items()} == {"train": 5, "dev": 4, "micro_dev": 3}
+        documents = [{row["context"] for row in rows} for rows in (*splits.values(), test)]
+        assert sum(map(len, documents)) == len(set.union(*documents))
+        assert [len(each) for each in documents[:3]] == [5, 2, 1]  # one example a document for training, else whole
+        chosen.append(splits)
+    assert chosen[0] != chosen[1]
+    assert drawn("--seeds", 7) == 0
+    assert read_rows(drawn.out / "qa" / "ar" / "test.jsonl") == test
+    assert read_rows(drawn.out / "7" / "qa" / "ar" / "train.jsonl") == chosen[0]["train"]
+
+
+def test_too_small_a_test_file_is_one_line_and_an_exit_code(drawn, tmp_path, capsys):
+    write_rows(tmp_path / "data" / "qa" / "ar" / "test.jsonl", pico_rows(20, "artest"))
+    assert drawn() == 3
+    assert capsys.readouterr().err.startswith("error: qa/ar: too few documents for train in half of test.jsonl (10)")
+
+
+def test_every_seed_of_the_fresh_comparison_has_data_of_its_own(tiny, drawn, tmp_path, monkeypatch, capsys):
+    assert drawn("--seeds", 7, 8) == 0
+    tree = parse_yaml((SETTINGS / "fresh.yaml").read_text(encoding="utf-8"), "fresh.yaml")
+    tree["compare"] |= {"cells": tree["compare"]["cells"][:1], "jobs": 1, "lrs": [0.001]}
+    tree["compare"] |= {"methods": ["target", "grasp_recommended"], "generate": []}
+    tree["compare"]["parts"][0] |= {"methods": ["grid", "curve", "grasp_default"]}
+    (tmp_path / "fresh.yaml").write_text(json.dumps(tree))
+    words = ("--settings", tmp_path / "fresh.yaml", "--data", drawn.out, "--seeds", 7, 8)
+    assert tiny(*words, "--records", tmp_path / "records") == 0
+    found = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "records").iterdir()}
+    assert set(found) == {"fresh", "fresh-curves"}
+    assert all(record["failed"] == [] and record["missing"] == 0 for record in found.values())
+    inputs = json.loads((tiny.out / "manifest.json").read_text())["inputs"]
+    own = {f"qa-ar.8.data.target.{split}" for split in ("train", "dev", "micro_dev")}
+    assert own == {name for name in inputs if name.startswith("qa-ar.8.")}
+    module = script("results_page")
+    pages = module.pages_of(found)
+    assert "##" not in pages["results.md"]
+    text = pages["results-fresh.md"]
+    assert text.startswith("# The comparison on fresh draws")
+    assert "| GRASP default, controller.policy=ratio | " in text
+    assert re.findall(r"^## (.+)$", text, flags=re.MULTILINE) == [
+        "Over all draws", "Methods", "True curves of the prune ratio",
+    ]  # fmt: skip
+    ours, theirs = ([seed["scores"]["loss"] for seed in row["seeds"]] for row in found["fresh"]["cells"][0]["rows"])
+    shown = re.search(r"^\| target adapter only \| .* \| ([\d.]+) \| ([+-][\d.]+) \[", text, flags=re.MULTILINE)
+    assert shown.groups() == (f"{fmean(ours):.3f}", f"{fmean(ours) - fmean(theirs):+.4f}")
+
+
+def test_seeds_with_test_files_of_their_own_are_refused():
+    cell = {"name": "a", "target": {"test": "{seed}/test.jsonl"}}
+    with pytest.raises(ConfigError, match="one test file for all seeds"):
+        build_config({"compare": {"cells": [cell]}})
+
+
 def test_a_mistake_is_one_line_and_an_exit_code(tiny, capsys):
     assert tiny("--methods", "nothing") == 2
     assert capsys.readouterr().err.startswith("error: compare.methods: unknown method 'nothing'")
@@ -165,9 +256,11 @@ def test_the_page_is_what_the_records_say(monkeypatch, tmp_path, capsys):
     assert run_script(module, monkeypatch, "--check") == 1
     assert "python scripts/results_page.py" in capsys.readouterr().err
     assert run_script(module, monkeypatch) == 0
-    shown = {name: record for name, record in committed().items() if name != module.CURVES}
+    apart = (module.CURVES, module.FRESH, f"{module.FRESH}-curves")
+    shown = {name: record for name, record in committed().items() if name not in apart}
     assert (tmp_path / "results.md").read_text(encoding="utf-8") == page(shown, module.TITLES)
-    assert {path.stem for path in (tmp_path / "figures").iterdir()} == {f"compare-{name}" for name in shown}
+    plots = {f"compare-{name}" for name in committed() if name not in (module.CURVES, f"{module.FRESH}-curves")}
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == plots
     assert (tmp_path / "results-curves.md").exists()
 
 

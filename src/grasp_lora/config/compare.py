@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from .base import Positive, PositiveInt, Ratio, Section
 
+SEED = "{seed}"  # in a file's name
 Files = dict[Literal["train", "dev", "micro_dev", "test"], str]
 
 
@@ -21,14 +22,26 @@ Name = Annotated[str, AfterValidator(_is_name)]
 
 
 class CellConfig(Section):
-    """One task in one language; what is absent is taken from the sections `task` and `data`."""
+    """One task in one language; what is absent is taken from the sections `task` and `data`.
+
+    `{seed}` in a file's name stands for the seed: each has data of its own, all but the test file, whose examples are
+    compared one by one over the seeds.
+    """
 
     name: Name
     task: Literal["qa", "summarization"] | None = None
     language: str | None = None
     source: Files = Field(default_factory=dict, description="files of data.source, by split")
-    target: Files = Field(default_factory=dict, description="files of data.target, by split")
+    target: Files = Field(
+        default_factory=dict, description="files of data.target, by split; `{seed}` stands for the seed"
+    )
     set: dict[str, Any] = Field(default_factory=dict, description="further settings, e.g. {task.max_new_tokens: 32}")
+
+    @model_validator(mode="after")
+    def _one_test(self) -> Self:
+        if SEED in self.target.get("test", ""):
+            raise ValueError(f"compare.cells: {self.name}: one test file for all seeds, without {SEED}")
+        return self
 
 
 class VariantConfig(Section):

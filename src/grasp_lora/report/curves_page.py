@@ -12,11 +12,11 @@ from .true_curve import BEYOND, GRID, PENALTY, SIDES, Curve, Regrets, Side, chos
 
 Record = Mapping[str, Any]
 Losses = dict[tuple[str, int], dict[Side, Any]]
-HEAD = f"""# True curves of the prune ratio
+HEAD = """# True curves of the prune ratio
 
 Made by `python scripts/results_page.py` from `benchmarks/compare/real-curves.json`, which `grasp-lora compare` wrote.
-Do not edit. What is compared, and under which rules: [comparison.md](comparison.md).
-
+Do not edit. What is compared, and under which rules: [comparison.md](comparison.md)."""
+METHOD = f"""\
 A whole final run at each ratio, everything else as in `finalize`, at the learning rate of the grid, whose eight runs
 are points of the curve. Smoothed by one rule for all: a natural cubic smoothing spline over -ln(1 - p) with penalty
 {PENALTY:g}, through the means over seeds. Regret is the smoothed curve at the chosen ratio less its minimum, never the
@@ -26,11 +26,16 @@ what its own final run gives stands in the second table."""
 
 def curves_page(records: Record) -> str:
     """Return the page as Markdown; raises ValueError when a cell lacks the rows `grid` and `curve`."""
-    parts = [HEAD, setting(records), "## Regret", *_regret(records), "## Final runs", _finals(records), "## Curves"]
+    return "\n\n".join([HEAD, METHOD, setting(records), *curves_parts(records)]) + "\n"
+
+
+def curves_parts(records: Record) -> list[str]:
+    """Return the paragraphs of the page below its head; raises ValueError as `curves_page` does."""
+    parts = ["## Regret", *_regret(records), "## Final runs", final_losses(records, GRID), "## Curves"]
     for cell in records["cells"]:
         curves = {side: curve(cell, side) for side in SIDES}
         parts += [f"### {cell['name']}", _minima(curves), _points(curves), _chosen(records, cell, curves)]
-    return "\n\n".join(parts) + "\n"
+    return parts
 
 
 def _rows(records: Record) -> dict[str, str]:
@@ -92,24 +97,27 @@ def _cost(records: Record, name: str) -> dict[str, float]:
     return {key: fmean(cost[key] for cost in costs) for key in ("token_passes", "seconds")}
 
 
-def _finals(records: Record) -> str:
-    """Return what every row's own final run gives, and the difference to the grid's, paired by cell and seed."""
+def final_losses(records: Record, reference: str) -> str:
+    """Return each row's own losses, mean over cells and seeds, and the differences to `reference`, paired by these."""
     losses = {name: _own(records, name) for name in _rows(records)}
     lines = []
     for name, title in _rows(records).items():
-        words = [word for side in SIDES for word in _final_words(losses[name], losses[GRID], side, name == GRID)]
-        lines.append([title, *words])
-    head = ["row", "dev loss", "less grid [95 %]", "test loss", "less grid [95 %]"]
-    return table(head, lines)
+        theirs = None if name == reference else losses[reference]
+        lines.append([title, *(word for side in SIDES for word in _final_words(losses[name], theirs, side))])
+    less = f"less {reference} [95 %]"
+    return table(["row", "dev loss", less, "test loss", less], lines)
 
 
-def _final_words(ours: Losses, grid: Losses, side: Side, is_grid: bool) -> list[str]:
-    """Return a row's mean loss and its difference to the grid's over the cells and seeds that both have."""
-    shared = [key for key in grid if key in ours]
-    own, theirs = ([row[key][side] for key in shared] for row in (ours, grid))
+def _final_words(ours: Losses, theirs: Losses | None, side: Side) -> list[str]:
+    """Return a row's mean loss and its difference to another's, both over the cells and seeds that both have."""
+    shared = [key for key in theirs or ours if key in ours]
+    own = [ours[key][side] for key in shared]
     if not own or any(loss is None for loss in own):
         return ["-", "-"]
-    return [f"{fmean(own):.3f}", "-" if is_grid else _difference(paired_bootstrap(own, theirs))]
+    against = None if theirs is None else [theirs[key][side] for key in shared]
+    if against is None or any(loss is None for loss in against):
+        return [f"{fmean(own):.3f}", "-"]
+    return [f"{fmean(own):.3f}", _difference(paired_bootstrap(own, against))]
 
 
 def _own(records: Record, name: str) -> Losses:

@@ -131,14 +131,14 @@ def _recalled(agenda: Agenda) -> Results:
 
 def _check(parts: Sequence[Part], progress: Progress) -> None:
     """Check every cell once before hours of work; raises the `GraspError` of the first problem."""
-    seen = set()
+    seen = []
     for part in parts:
-        for cell in part.first:
-            if cell.name not in seen:
+        for cell in (cell for cells in part.cells.values() for cell in cells):
+            if (cell.name, cell.config.data) not in seen:
                 needed = needed_splits(cell.config, [row.method for row in part.rows])
                 for warning in preflight(cell.config, needed).warnings:
                     progress.warn(f"{cell.name}: {warning}")
-            seen.add(cell.name)
+            seen.append((cell.name, cell.config.data))
 
 
 def _require_packages(parts: Sequence[Part]) -> None:
@@ -151,12 +151,12 @@ def _require_packages(parts: Sequence[Part]) -> None:
 
 def _open(config: Config, parts: Sequence[Part], command: Sequence[str], asked: Asked) -> RunFolder:
     """Make or go on with the comparison's folder; raises `RunError` when an input of a cell has changed since."""
-    inputs = {
-        (role if role == "model" else f"{cell.name}.{role}"): path
-        for part in parts
-        for cell in part.first
-        for role, path in inputs_of(cell.config).items()
-    }
+    inputs: dict[str, str | None] = {}
+    for cell in (cell for part in parts for cells in part.cells.values() for cell in cells):
+        for role, path in inputs_of(cell.config).items():
+            name = role if role == "model" else f"{cell.name}.{role}"
+            own = inputs.setdefault(name, path) != path  # another seed has data of its own
+            inputs |= {f"{cell.key}.{role}": path} if own else {}
     device = str(resolve_device(config.model.device))
     path = str(config.run.dir)
     if not asked.resume:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ...baselines import METHODS, Method, find_method
 from ...config import CellConfig, CompareConfig, Config, DataConfig, SplitFiles, load_config, to_dict
+from ...config.compare import SEED
 from ...errors import ConfigError, nearest
 from ...runs import flatten
 from ...runs.folder import TOKENS
@@ -121,13 +122,14 @@ def _cell_config(config: Config, cell: CellConfig, seed: int) -> Config:
     if cell.language is not None:
         settings["task.language"] = cell.language
     for side, files in (("source", cell.source), ("target", cell.target)):
-        settings |= {f"data.{side}.{split}": _rooted(config.compare.root, path) for split, path in files.items()}
+        settings |= {f"data.{side}.{split}": _rooted(config.compare.root, path, seed) for split, path in files.items()}
     # What is compared beside a unit is none of its settings: more methods can join a comparison later.
     plain = config.model_copy(update={"compare": CompareConfig(ratio=config.compare.ratio)})
     return changed_config(plain, settings | dict(cell.set))
 
 
-def _rooted(root: str | None, path: str) -> str:
+def _rooted(root: str | None, path: str, seed: int) -> str:
+    path = path.replace(SEED, str(seed))
     return path if root is None or path.startswith("hf:") else str(Path(root) / path)
 
 
