@@ -6,7 +6,8 @@
 
 The records hold every single result, so that the tables can be made again without a run. Optuna's GP sampler takes
 seconds where the others take a fraction of one: it gets `--slow-seeds`, the first of the `--seeds` of all others.
-Optuna comes with the extra `baselines`.
+Optuna comes with the extra `baselines`. `--only NAME` measures one way again and keeps the others of the file at
+`--out`, which then says where they come from.
 """
 
 from __future__ import annotations
@@ -162,6 +163,7 @@ def main() -> None:
         help=f"of {SLOW} with all evaluations and with few; 0 leaves it out",
     )  # fmt: skip
     parser.add_argument("--without-optuna", action="store_true")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="with --out: keep all other ways")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path)
@@ -177,13 +179,33 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
     found = ways(given.rounds)
     slow = {name: given.slow_seeds[f", {FEW * (CANDIDATES + 1)}" in name] for name in found if name.startswith(SLOW)}
     without = {name for name in found if (given.without_optuna and "Optuna" in name) or slow.get(name) == 0}
+    without |= {name for name in found if given.only and name not in given.only}
     found = {name: way for name, way in found.items() if name not in without}
     if any("Optuna" in name for name in found) and _optuna_version() is None:
         raise MissingExtraError("optuna", "baselines", "comparing with Optuna's samplers (or add --without-optuna)")
+    earlier = read_json(given.out) if given.only else None
     saved = {**describe(given), **measure(found, groups(given), slow, given.workers)}
+    if earlier is not None:
+        saved = joined(saved, earlier)
     if given.out:
         write_json_atomic(given.out, saved, indent=None)
     return saved
+
+
+def joined(saved: dict[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Return new records with the other ways of earlier ones beside them, in the earlier order, and whence these come.
+
+    Raises `SystemExit` where the two are of different landscapes or numbers of rounds.
+    """
+    same = ("rounds", "candidates", "landscapes", "families")
+    if any(saved[key] != earlier[key] for key in same):
+        raise SystemExit(f"--only: the records at --out differ in one of {', '.join(same)}. Measure all ways again.")
+    kept = [name for name in earlier["records"] if name not in saved["records"]]
+    source = {key: earlier[key] for key in ("command", "versions", "controller_sha256")}
+    parts = {
+        key: {name: {**earlier[key], **saved[key]}[name] for name in earlier[key]} for key in ("records", "seconds")
+    }
+    return {**saved, **parts, "kept": [*earlier.get("kept", []), {"ways": kept, **source}]}
 
 
 if __name__ == "__main__":
