@@ -200,12 +200,16 @@ def joined(saved: dict[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
     same = ("rounds", "candidates", "landscapes", "families")
     if any(saved[key] != earlier[key] for key in same):
         raise SystemExit(f"--only: the records at --out differ in one of {', '.join(same)}. Measure all ways again.")
-    kept = [name for name in earlier["records"] if name not in saved["records"]]
     source = {key: earlier[key] for key in ("command", "versions", "controller_sha256")}
+    older = [
+        {**part, "ways": [w for w in part["ways"] if w not in saved["records"]]} for part in earlier.get("kept", [])
+    ]
+    own = [w for w in earlier["records"] if w not in saved["records"] and not any(w in part["ways"] for part in older)]
+    kept = [part for part in (*older, {"ways": own, **source}) if part["ways"]]
     parts = {
         key: {name: {**earlier[key], **saved[key]}[name] for name in earlier[key]} for key in ("records", "seconds")
     }
-    return {**saved, **parts, "kept": [*earlier.get("kept", []), {"ways": kept, **source}]}
+    return {**saved, **parts, "kept": kept}
 
 
 if __name__ == "__main__":

@@ -79,6 +79,10 @@ def test_ways_measured_again_keep_the_others_and_say_whence_they_come(benchmark:
     assert (saved["controller_sha256"], saved["seconds"]) == ("new", {"default": 3, "released": 2})
     source = {"ways": ["released"], "command": "first", "versions": {}, "controller_sha256": "old"}
     assert saved["kept"] == [source]
+    third = {**same, **again, "command": "third", "seconds": {}, "records": {}}
+    second = {**source, "ways": ["default"], "command": "second", "controller_sha256": "new"}
+    assert benchmark.joined(third, saved)["kept"] == [source, second]
+    assert benchmark.joined({**third, "records": {"released": {"a": group(0.4)}}}, saved)["kept"] == [second]
     with pytest.raises(SystemExit, match="differ"):
         benchmark.joined({**saved, "landscapes": {"a.json": "2"}}, earlier)
 
