@@ -43,14 +43,13 @@ class EstimateSettings:
 
 @dataclass(frozen=True)
 class _Named:
-    """A posterior, its curves at all places, along the first axis through the named point, and there; noise in nats.
+    """A posterior, its curves at all places and at the named point; noise in nats.
 
     `part` (B, 1) is the share of the blur that each resampled curve is freed of.
     """
 
     posterior: Posterior
     curves: Curves
-    line: Curves
     best: Vector
     here: Curves
     noise: float
@@ -72,8 +71,8 @@ def _named(data: Evaluations, settings: EstimateSettings, rng: np.random.Generat
     noise = max(noise_of_mean(data), 1e-3 * float(np.ptp(data.losses.mean(axis=1))), 1e-9)
     posterior = Posterior(data, settings.bounds, settings.draws, noise, rng)
     curves = posterior.at(_places(settings.bounds))
-    line, best = _name(posterior, curves, settings)
-    return _Named(posterior, curves, line, best, posterior.at(best[None]), noise, rng.random((settings.draws, 1)))
+    best = _name(posterior, curves, settings)
+    return _Named(posterior, curves, best, posterior.at(best[None]), noise, rng.random((settings.draws, 1)))
 
 
 def glimpse(data: Evaluations, settings: EstimateSettings, rng: np.random.Generator) -> Glimpse:
@@ -131,8 +130,8 @@ def _line(bounds: Bounds, point: Vector, axis: int, count: int = GRID) -> Matrix
     return line
 
 
-def _name(posterior: Posterior, curves: Curves, settings: EstimateSettings) -> tuple[Curves, Vector]:
-    """Return the curves along the first axis through the best point, and that point moved to its sparser end."""
+def _name(posterior: Posterior, curves: Curves, settings: EstimateSettings) -> Vector:
+    """Return the best point (D,), moved to its sparser end along the first axis."""
     line = curves
     best = curves.points[int(np.argmin(curves.mean))]
     if len(settings.bounds) > 1:
@@ -142,7 +141,7 @@ def _name(posterior: Posterior, curves: Curves, settings: EstimateSettings) -> t
         line = posterior.at(_line(settings.bounds, best, 0))
     points = line.points
     at = int(np.argmin(np.abs(points[:, 0] - best[0])))
-    return line, points[_sparser(line.mean, line.noisy, at, settings.plateau)]
+    return np.asarray(points[_sparser(line.mean, line.noisy, at, settings.plateau)])
 
 
 def _surely(curves: Curves) -> Vector:
