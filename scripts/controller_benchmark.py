@@ -13,6 +13,7 @@ Optuna comes with the extra `baselines`. `--only NAME` measures one way again an
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -84,7 +85,7 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> Columns:
 def describe(given: argparse.Namespace) -> dict[str, Any]:
     """Return what the records come from: command, versions, hashes of the controller's code and of the files."""
     return {
-        "command": " ".join(["python", "scripts/controller_benchmark.py", *portable(sys.argv[1:])]),
+        "command": shlex.join(["python", "scripts/controller_benchmark.py", *portable(sys.argv[1:])]),
         "rounds": given.rounds,
         "candidates": CANDIDATES,
         "versions": {**versions(), "optuna": _optuna_version()},
