@@ -6,12 +6,14 @@
 
 The records hold every single result, so that the tables can be made again without a run. Optuna's GP sampler takes
 seconds where the others take a fraction of one: it gets `--slow-seeds`, the first of the `--seeds` of all others.
-Optuna comes with the extra `baselines`.
+Optuna comes with the extra `baselines`. `--only NAME` measures one way again and keeps the others of the file at
+`--out`, which then says where they come from.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -83,7 +85,7 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> Columns:
 def describe(given: argparse.Namespace) -> dict[str, Any]:
     """Return what the records come from: command, versions, hashes of the controller's code and of the files."""
     return {
-        "command": " ".join(["python", "scripts/controller_benchmark.py", *portable(sys.argv[1:])]),
+        "command": shlex.join(["python", "scripts/controller_benchmark.py", *portable(sys.argv[1:])]),
         "rounds": given.rounds,
         "candidates": CANDIDATES,
         "versions": {**versions(), "optuna": _optuna_version()},
@@ -162,6 +164,7 @@ def main() -> None:
         help=f"of {SLOW} with all evaluations and with few; 0 leaves it out",
     )  # fmt: skip
     parser.add_argument("--without-optuna", action="store_true")
+    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="with --out: keep all other ways")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path)
@@ -177,13 +180,37 @@ def _run(given: argparse.Namespace) -> dict[str, Any]:
     found = ways(given.rounds)
     slow = {name: given.slow_seeds[f", {FEW * (CANDIDATES + 1)}" in name] for name in found if name.startswith(SLOW)}
     without = {name for name in found if (given.without_optuna and "Optuna" in name) or slow.get(name) == 0}
+    without |= {name for name in found if given.only and name not in given.only}
     found = {name: way for name, way in found.items() if name not in without}
     if any("Optuna" in name for name in found) and _optuna_version() is None:
         raise MissingExtraError("optuna", "baselines", "comparing with Optuna's samplers (or add --without-optuna)")
+    earlier = read_json(given.out) if given.only else None
     saved = {**describe(given), **measure(found, groups(given), slow, given.workers)}
+    if earlier is not None:
+        saved = joined(saved, earlier)
     if given.out:
         write_json_atomic(given.out, saved, indent=None)
     return saved
+
+
+def joined(saved: dict[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Return new records with the other ways of earlier ones beside them, in the earlier order, and whence these come.
+
+    Raises `SystemExit` where the two are of different landscapes or numbers of rounds.
+    """
+    same = ("rounds", "candidates", "landscapes", "families")
+    if any(saved[key] != earlier[key] for key in same):
+        raise SystemExit(f"--only: the records at --out differ in one of {', '.join(same)}. Measure all ways again.")
+    source = {key: earlier[key] for key in ("command", "versions", "controller_sha256")}
+    older = [
+        {**part, "ways": [w for w in part["ways"] if w not in saved["records"]]} for part in earlier.get("kept", [])
+    ]
+    own = [w for w in earlier["records"] if w not in saved["records"] and not any(w in part["ways"] for part in older)]
+    kept = [part for part in (*older, {"ways": own, **source}) if part["ways"]]
+    parts = {
+        key: {name: {**earlier[key], **saved[key]}[name] for name in earlier[key]} for key in ("records", "seconds")
+    }
+    return {**saved, **parts, "kept": kept}
 
 
 if __name__ == "__main__":

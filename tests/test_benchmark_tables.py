@@ -66,6 +66,27 @@ def test_the_arithmetic_of_the_table(benchmark: Any) -> None:
     assert optuna.startswith("| Optuna GP, 200 | 1 | 400 | 100 | 250 ± nan | +200 ± nan | +250 ± nan | 40 | - | - |")
 
 
+def test_ways_measured_again_keep_the_others_and_say_whence_they_come(benchmark: Any) -> None:
+    same = {"rounds": 50, "candidates": 3, "landscapes": {"a.json": "1"}, "families": None}
+    earlier = same | {
+        "command": "first", "versions": {}, "controller_sha256": "old",
+        "records": {"default": {"a": group(0.2)}, "released": {"a": group(0.3)}},
+        "seconds": {"default": 1, "released": 2},
+    }  # fmt: skip
+    again = {"command": "second", "versions": {}, "controller_sha256": "new", "seconds": {"default": 3}}
+    saved = benchmark.joined({**same, **again, "records": {"default": {"a": group(0.1)}}}, earlier)
+    assert saved["records"] == {"default": {"a": group(0.1)}, "released": {"a": group(0.3)}}
+    assert (saved["controller_sha256"], saved["seconds"]) == ("new", {"default": 3, "released": 2})
+    source = {"ways": ["released"], "command": "first", "versions": {}, "controller_sha256": "old"}
+    assert saved["kept"] == [source]
+    third = {**same, **again, "command": "third", "seconds": {}, "records": {}}
+    second = {**source, "ways": ["default"], "command": "second", "controller_sha256": "new"}
+    assert benchmark.joined(third, saved)["kept"] == [source, second]
+    assert benchmark.joined({**third, "records": {"released": {"a": group(0.4)}}}, saved)["kept"] == [second]
+    with pytest.raises(SystemExit, match="differ"):
+        benchmark.joined({**saved, "landscapes": {"a.json": "2"}}, earlier)
+
+
 def test_columns_leave_out_what_nobody_claims(benchmark: Any) -> None:
     rows = [{"regret": 0.12345678901, "evaluations": 8, "covered": None}] * 2
     assert benchmark.columns(rows) == {"regret": [0.1234568] * 2, "evaluations": [8, 8]}

@@ -10,6 +10,7 @@ from scipy.stats import qmc
 from .answer import Estimate, Glimpse, Slice
 from .features import GRID, Bounds, Matrix, Vector
 from .history import Evaluations
+from .interval import displaced, sharpened
 from .moments import product
 from .noise import blur_variance, noise_of_mean
 from .posterior import Curves, Posterior
@@ -42,14 +43,17 @@ class EstimateSettings:
 
 @dataclass(frozen=True)
 class _Named:
-    """A posterior, its curves at all places, along the first axis through the named point, and there; noise in nats."""
+    """A posterior, its curves at all places and at the named point; noise in nats.
+
+    `part` (B, 1) is the share of the blur that each resampled curve is freed of.
+    """
 
     posterior: Posterior
     curves: Curves
-    line: Curves
     best: Vector
     here: Curves
     noise: float
+    part: Matrix
 
     def gain(self, settings: EstimateSettings, rng: np.random.Generator) -> float:
         return self.noise * _gain(self.posterior, self.curves, self.here, settings, rng)
@@ -67,8 +71,8 @@ def _named(data: Evaluations, settings: EstimateSettings, rng: np.random.Generat
     noise = max(noise_of_mean(data), 1e-3 * float(np.ptp(data.losses.mean(axis=1))), 1e-9)
     posterior = Posterior(data, settings.bounds, settings.draws, noise, rng)
     curves = posterior.at(_places(settings.bounds))
-    line, best = _name(posterior, curves, settings)
-    return _Named(posterior, curves, line, best, posterior.at(best[None]), noise)
+    best = _name(posterior, curves, settings)
+    return _Named(posterior, curves, best, posterior.at(best[None]), noise, rng.random((settings.draws, 1)))
 
 
 def glimpse(data: Evaluations, settings: EstimateSettings, rng: np.random.Generator) -> Glimpse:
@@ -87,7 +91,7 @@ def estimate(data: Evaluations, settings: EstimateSettings, rng: np.random.Gener
     found = _named(data, settings, rng)
     posterior, best, gain = found.posterior, found.best, found.gain(settings, rng)
     resampled = posterior.resampled(found.curves.points)
-    intervals = _intervals(posterior, found.curves.points, resampled, best, settings, rng) if data.per_example else None
+    intervals = _intervals(found, resampled, settings.level) if data.per_example else None
     slices = [_slice(posterior, settings, best, d) for d in range(len(best))]
     return Estimate(
         p_star=float(best[0]),
@@ -126,8 +130,8 @@ def _line(bounds: Bounds, point: Vector, axis: int, count: int = GRID) -> Matrix
     return line
 
 
-def _name(posterior: Posterior, curves: Curves, settings: EstimateSettings) -> tuple[Curves, Vector]:
-    """Return the curves along the first axis through the best point, and that point moved to its sparser end."""
+def _name(posterior: Posterior, curves: Curves, settings: EstimateSettings) -> Vector:
+    """Return the best point (D,), moved to its sparser end along the first axis."""
     line = curves
     best = curves.points[int(np.argmin(curves.mean))]
     if len(settings.bounds) > 1:
@@ -137,7 +141,7 @@ def _name(posterior: Posterior, curves: Curves, settings: EstimateSettings) -> t
         line = posterior.at(_line(settings.bounds, best, 0))
     points = line.points
     at = int(np.argmin(np.abs(points[:, 0] - best[0])))
-    return line, points[_sparser(line.mean, line.noisy, at, settings.plateau)]
+    return np.asarray(points[_sparser(line.mean, line.noisy, at, settings.plateau)])
 
 
 def _surely(curves: Curves) -> Vector:
@@ -167,33 +171,24 @@ def _slice(posterior: Posterior, settings: EstimateSettings, best: Vector, axis:
     return Slice(points[:, axis], mean - mean.min(), low, high)
 
 
-def _bend(curves: Matrix, places: Matrix) -> Matrix:
-    """Return the second derivative of curves (B, G) over the ratio."""
-    step = float(places[1, 0] - places[0, 0])
-    return (
-        np.asarray(np.gradient(np.gradient(curves, step, axis=1), step, axis=1)) if step > 0 else np.zeros_like(curves)
-    )
-
-
 def _regret(here: Matrix, everywhere: Matrix) -> float:
     return float(np.mean(np.maximum(here[:, 0] - everywhere.min(axis=1), 0.0)))
 
 
-def _intervals(
-    posterior: Posterior,
-    places: Matrix,
-    resampled: Matrix,
-    best: Vector,
-    settings: EstimateSettings,
-    rng: np.random.Generator,
-) -> tuple[tuple[float, float], ...]:
-    """Return each coordinate's interval from the minima of resampled curves (B, G), part of their blur taken back."""
-    if len(best) == 1:
-        blur = blur_variance(posterior.problem, posterior.choices[0])
-        resampled = resampled - 0.5 * rng.random((len(resampled), 1)) * blur * _bend(resampled, places)
-    ends = (1 - settings.level) / 2, (1 + settings.level) / 2
-    low, high = np.quantile(places[resampled.argmin(axis=1)], ends, axis=0)
-    return tuple((min(float(a), float(x)), max(float(b), float(x))) for a, b, x in zip(low, high, best, strict=True))
+def _intervals(found: _Named, resampled: Matrix, level: float) -> tuple[tuple[float, float], ...]:
+    """Return each coordinate's interval from the minima of resampled curves (B, G).
+
+    Only one axis knows how far its examples differ; there the interval says so.
+    """
+    places, best, alone = found.curves.points, found.best, len(found.best) == 1
+    blur = blur_variance(found.posterior.problem, found.posterior.choices[0]) if alone else 0.0
+    if alone:
+        resampled = sharpened(resampled, places[:, 0], blur, found.part)
+    tails = (1 - level) / 2, (1 + level) / 2
+    ends = np.quantile(places[resampled.argmin(axis=1)], tails, axis=0).T.tolist()
+    if alone:
+        ends = [displaced((ends[0][0], ends[0][1]), found.curves.mean, places[:, 0], float(best[0]), blur)]
+    return tuple((min(low, float(x)), max(high, float(x))) for (low, high), x in zip(ends, best, strict=True))
 
 
 def _band(draws: Matrix, mean: Vector, level: float) -> tuple[Vector, Vector]:

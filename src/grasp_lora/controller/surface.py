@@ -19,6 +19,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 from scipy.linalg import solve_triangular
@@ -44,6 +45,10 @@ KEEP = 0.04
 MOST = 20
 """Choices are averaged from the likeliest down to this share of its weight, and no more than this many."""
 WIDE = 1e3
+Kind: TypeAlias = tuple[float | None, float]
+"""Settling time in rounds (None: no settling) and share of h that stays."""
+CACHED = 1 << 17
+"""Numbers in a part of a batch that is to stay in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -133,18 +138,22 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Choices with one shape of design: log evidence (H,), scales (H, D), roots (H, D, D), rights (K, D, m)."""
+    """Choices with one shape of design: log evidence (K S,) of K kinds at S scales (S, D), and their equations.
+
+    `XtX` (K, D, D) has the lower triangle only; `XtY` is (K, D, m).
+    """
 
     features: Features
     evidence: Vector
     scales: Matrix
-    roots: Matrix
-    rights: Matrix
-    kinds: Sequence[tuple[float | None, float]]
+    XtX: Matrix
+    XtY: Matrix
+    kinds: Sequence[Kind]
 
     def choice(self, row: int) -> Choice:
-        kind = row // (len(self.evidence) // len(self.kinds))
-        return Choice(self.features, self.scales[row], self.roots[row], self.rights[kind], *self.kinds[kind])
+        kind, scale = divmod(row, len(self.scales))
+        root = _roots(self.XtX[kind : kind + 1], self.XtY[kind : kind + 1], self.scales[scale : scale + 1])[0]
+        return Choice(self.features, self.scales[scale], root[:-1, :-1], self.XtY[kind], *self.kinds[kind])
 
 
 def supported(problem: Problem) -> tuple[list[Choice], Vector]:
@@ -172,14 +181,14 @@ def _batches(problem: Problem, length: float, effects: tuple[float, ...], taus: 
     out = []
     for effect in effects:
         white = sums.whitened(effect)
-        still = _solve(*white.still(drift), _scales(tops, None, wide, features.count))
-        out.append(_Batch(features, still[0] + white.shared, *still[1:], [(None, 1.0)]))
+        still: list[Kind] = [(None, 1.0)]
+        designs = [(white.still(drift), _scales(tops, None, wide, features.count), still)]
         if taus:
             fades = np.exp(-rounds / np.array(taus)[:, None])
-            equations = white.settling(drift, fades, np.array(SHARES))
-            solved = _solve(*equations, _scales(tops, RESHAPES, wide, features.count))
-            kinds = list(itertools.product(taus, SHARES))
-            out.append(_Batch(features, solved[0] + white.shared, *solved[1:], kinds))
+            scales = _scales(tops, RESHAPES, wide, features.count)
+            kinds: list[Kind] = list(itertools.product(taus, SHARES))
+            designs.append((white.settling(drift, fades, np.array(SHARES)), scales, kinds))
+        out += [_Batch(features, _evidence(*e, s) + white.shared, s, *e, kinds) for e, s, kinds in designs]
     return out
 
 
@@ -200,19 +209,32 @@ def _scales(tops: Vector, reshapes: tuple[float, ...] | None, wide: float, J: in
     return np.stack(rows)
 
 
-def _solve(XtX: Matrix, XtY: Matrix, scales: Matrix) -> tuple[Vector, Matrix, Matrix, Matrix]:
-    """Factor every design (K, D, D) at every scale (S, D); returns evidence (K S,), scales, roots, rights (K, D, m).
+def _evidence(XtX: Matrix, XtY: Matrix, scales: Matrix) -> Vector:
+    """Return the log evidence (K S,) of every design (K, D, D) at every scale (S, D), less what all share.
 
-    Of X'X the lower triangle counts. X'y of the mean loss is factored along as a last row, which becomes L^-1 X'y.
+    In parts that stay in a cache: all factors together are tens of megabytes, and only the likeliest are of use.
     """
     (K, D), S = XtX.shape[:2], len(scales)
-    A = np.zeros((K, S, D + 1, D + 1))
+    kinds = max(1, CACHED // (S * (D + 1) ** 2))
+    parts = []
+    for k in range(0, K, kinds):
+        roots = _roots(XtX[k : k + kinds], XtY[k : k + kinds], scales)
+        logdet = np.log(np.einsum("hdd->hd", roots[:, :D, :D])).sum(axis=1)
+        parts.append(0.5 * (roots[:, D, :D] ** 2).sum(axis=1) - logdet)
+    return np.concatenate(parts)
+
+
+def _roots(XtX: Matrix, XtY: Matrix, scales: Matrix) -> Matrix:
+    """Return the Cholesky factors (K S, D + 1, D + 1) of every design (K, D, D) at every scale (S, D).
+
+    X'y of the mean loss is factored along as a last row, which becomes L^-1 X'y.
+    """
+    (K, D), S = XtX.shape[:2], len(scales)
+    A = np.empty((K, S, D + 1, D + 1))
+    A[:, :, :, D] = 0.0
     np.multiply(XtX[:, None], scales[:, :, None] * scales[:, None, :], out=A[:, :, :D, :D])
     A[:, :, range(D), range(D)] += 1.0
     half = scales * XtY.mean(axis=2)[:, None]
     A[:, :, D, :D] = half
     A[:, :, D, D] = 1.0 + (half**2).sum(axis=2)  # enough for a positive definite whole, and used no further
-    roots = np.linalg.cholesky(A.reshape(K * S, D + 1, D + 1))
-    logdet = np.log(np.einsum("hdd->hd", roots[:, :D, :D])).sum(axis=1)
-    evidence = np.asarray(0.5 * (roots[:, D, :D] ** 2).sum(axis=1) - logdet)
-    return evidence, np.tile(scales, (K, 1)), np.asarray(roots[:, :D, :D], float), XtY
+    return np.asarray(np.linalg.cholesky(A.reshape(K * S, D + 1, D + 1)), float)
