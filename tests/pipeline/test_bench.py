@@ -18,7 +18,7 @@ from grasp_lora.pipeline.bench.counting import Counter
 from grasp_lora.pipeline.bench.demo_rounds import measure_rounds
 from grasp_lora.pipeline.bench.measure import Subject, _agreement
 from grasp_lora.pipeline.bench.stages import stage_times
-from grasp_lora.pipeline.bench.variants import planned, switches
+from grasp_lora.pipeline.bench.variants import PIECES, planned, switches
 from grasp_lora.pipeline.bench.workloads import mean_tokens
 from grasp_lora.runs import QuietProgress
 
@@ -312,22 +312,69 @@ def test_the_page_shows_the_recorded_rounds():
     assert f"(load {result['load_before']:.1f} before, {result['load_after']:.1f}" in page.replace("\n", " ")
 
 
-def test_the_page_shows_the_record_of_a_gpu():
+def gpu_result(name):
     root = Path(__file__).parents[2]
-    (result,) = json.loads((root / "benchmarks" / "bench" / "mlqa-8b-h100.json").read_text(encoding="utf-8"))["results"]
-    page = (root / "docs" / "performance.md").read_text(encoding="utf-8")
-    run, pieces = result["run"], result["pieces"]
-    for label, name, digits in (
-        ("training step, batch 1", "training step", 4),
-        ("round, 4 x 16 examples", "round", 3),
-        ("final update of 8, importance included", "final update", 3),
+    made = json.loads((root / "benchmarks" / "bench" / f"{name}.json").read_text(encoding="utf-8"))
+    (result,) = made["results"]
+    return made, result
+
+
+def peak_gib(result):
+    return max(part["bytes"] for part in result["peak_memory"].values()) / 2**30
+
+
+def test_the_page_shows_the_records_of_gpus():
+    page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+    found = [gpu_result(name)[1] for name in ("mlqa-8b-h100", "mlqa-8b-h200", "xlsum-8b-h100")]
+    assert not any(result["run"]["extrapolated"] for result in found)
+
+    def check(label, shown, goals):
+        cells = [*map(shown, found[:2]), goals[0], shown(found[2]), goals[1]]
+        assert f"| {label} | {' | '.join(cells)} |" in page
+
+    for label, name, digits, goals in (
+        ("training step, batch 1", "training step", 4, ("0.035 s", "0.085 s")),
+        ("round, 4 x 16 examples", "round", 3, ("0.62 s", "2.1 s")),
+        ("final update of 8, importance included", "final update", 3, ("", "")),
     ):
-        assert f"| {label} | {pieces[name]['median_s']:.{digits}f} s |" in page
-    answered = result["generation"]["per_new_token_and_example_s"]
-    assert f"| generation, per new token and example at batch 25 | {answered:.5f} s |" in page
-    assert f"| {run['seconds']:.0f} s | {run['floor_s']:.1f} s | {run['ratio']:.1f} |" in page
-    assert f"| {100 * run['masks_policy_commit_share']:.1f} % |" in page
-    assert run["extrapolated"]
+        check(label, lambda r, n=name, d=digits: f"{r['pieces'][n]['median_s']:.{d}f} s", goals)
+    run = "run of 500 steps, 50 rounds, 70 updates"
+    check(run, lambda r: f"{r['run']['seconds'] - r['run']['opening_s']:.1f} s", ("65 s", "200 s"))
+    check(
+        "of it compiling, capturing, warming up", lambda r: f"{r['run']['compile_capture_warm_up_s']:.1f} s", ("", "")
+    )
+    check("with the default policy's opening look", lambda r: f"{r['run']['seconds']:.1f} s", ("", ""))
+    check("floor of the run", lambda r: f"{r['run']['floor_s']:.1f} s", ("", ""))
+    share = "masks, policy and commit, share of the run"
+    check(share, lambda r: f"{100 * r['run']['masks_policy_commit_share']:.1f} %", ("2 %", "2 %"))
+    answered = "generation, per new token and example at batch 25"
+    check(answered, lambda r: f"{r['generation']['per_new_token_and_example_s']:.5f} s", ("0.0015 s", ""))
+    check("peak memory, allocated", lambda r: f"{peak_gib(r):.1f} GiB", ("40 GiB", "40 GiB"))
+
+
+def test_the_page_shows_what_each_switch_gains():
+    page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+    _, result = gpu_result("mlqa-8b-h100")
+    rows = {row["variant"]: row["gained"] for row in result["variants"] if "as configured" not in row["variant"]}
+    assert len(rows) == 9
+    for variant, gained in rows.items():
+        shown = " | ".join(f"{gained[piece]:.2f}" for piece in PIECES)
+        name = variant.removeprefix("speed.").removesuffix("=false")
+        start = "| all of these |" if " " in name else f"| `{name}` |"
+        lines = [line for line in page.splitlines() if line.startswith(start) and line.endswith(f"| {shown} |")]
+        assert len(lines) == 1, variant
+
+
+def test_a_card_of_24_gb_holds_both_workloads():
+    page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8").replace("\n", " ")
+    for name, digits in (("mlqa-8b-24gib-h100", (4, 3, 3)), ("xlsum-8b-24gib-h100", (3, 2, 2))):
+        made, result = gpu_result(name)
+        assert made["max_memory_gib"] == 24
+        assert peak_gib(result) < 24
+        times = [result["pieces"][piece]["median_s"] for piece in ("training step", "round", "final update")]
+        for value, shown in zip(times, digits, strict=True):
+            assert f"{value:.{shown}f} s" in page
+        assert f"peak {peak_gib(result):.1f} GiB" in page
 
 
 def test_the_page_shows_the_recorded_twins():
