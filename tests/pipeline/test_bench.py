@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from grasp_lora.cli.bench import show_record
 from grasp_lora.config import build_config
+from grasp_lora.pipeline import footprint
 from grasp_lora.pipeline.bench import clock, record, workloads
 from grasp_lora.pipeline.bench.counting import Counter
 from grasp_lora.pipeline.bench.demo_rounds import measure_rounds
@@ -350,6 +351,22 @@ def test_the_page_shows_the_records_of_gpus():
     answered = "generation, per new token and example at batch 25"
     check(answered, lambda r: f"{r['generation']['per_new_token_and_example_s']:.5f} s", ("0.0015 s", ""))
     check("peak memory, allocated", lambda r: f"{peak_gib(r):.1f} GiB", ("40 GiB", "40 GiB"))
+
+
+@pytest.mark.parametrize("name", ["mlqa-8b", "xlsum-8b"])
+def test_the_estimate_of_memory_is_what_a_gpu_took(name, monkeypatch):
+    monkeypatch.setattr(footprint, "resolve_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(footprint, "kernels_run", lambda _: True)
+    workload, (_, result) = workloads.WORKLOADS[name], gpu_result(f"{name}-h100")
+    config, described = workload.config(["model.dtype=bfloat16"]), LlamaConfig(**workload.shape)
+    parts, parameters = workload.examples(), 8_030_261_248
+    for stage in ("search", "finalize"):
+        training = footprint.training_pass(config, [(getattr(config, stage), parts["train"])])
+        probing = footprint.probing_pass(config, described, parameters, parts["micro_dev"])
+        estimated = footprint.peak_bytes(
+            config, described, parameters=parameters, trainable=result["trainable"], training=training, probing=probing
+        )
+        assert estimated == pytest.approx(result["peak_memory"][stage]["bytes"], rel=0.06)
 
 
 def test_the_page_shows_what_each_switch_gains():

@@ -11,10 +11,9 @@ from ..baselines import SEQUENTIAL
 from ..config import Config, Importance, TrainingConfig
 from ..controller import Controller
 from ..data import Encoded, epoch_order
-from ..training.passes import largest_pass
 from .checks import Checked, preflight
 from .costs import Load, Prediction, answering_loads, forward_load, training_load
-from .footprint import Pass, peak_bytes
+from .footprint import peak_bytes, probing_pass, training_pass
 from .models import resolve_device
 from .search import rounds_at_once, search_axes
 
@@ -237,21 +236,11 @@ def _stages(world: _World) -> list[StagePlan]:
 
 
 def _memory(world: _World, parameters: int, trainable: int) -> int:
-    config, probe = world.config, world.items("target", "micro_dev")
-    rows = (1 + config.controller.candidates) * min(config.search.eval_batch_size, len(probe))
-    longest = max((len(item.input_ids) for item in probe), default=0)
-    answer = max((len(item.input_ids) - item.prompt_length for item in probe), default=0)
-    return peak_bytes(
-        config.model, world.checked.model.config, parameters=parameters, trainable=trainable,
-        training=Pass(*_largest_pass(world)), probing=Pass(rows * longest, rows * answer),
-    )  # fmt: skip
-
-
-def _largest_pass(world: _World) -> tuple[int, int]:
-    """Return the most tokens and the most answer positions of any training pass of the run."""
-    config, target = world.config, world.items("target", "train")
-    stages = [(config.search, target), (config.finalize, target), (config.train_target, target)]
+    config, described = world.config, world.checked.model.config
+    stages = [(part, world.items("target", "train")) for part in (config.search, config.finalize, config.train_target)]
     if config.adapters.source is None:
         stages.append((config.train_source, world.items("source", "train")))
-    sizes = [largest_pass(config.speed, training, items) for training, items in stages]
-    return max(tokens for tokens, _ in sizes), max(answers for _, answers in sizes)
+    return peak_bytes(
+        config, described, parameters=parameters, trainable=trainable, training=training_pass(config, stages),
+        probing=probing_pass(config, described, parameters, world.items("target", "micro_dev")),
+    )  # fmt: skip

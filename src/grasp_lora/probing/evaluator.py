@@ -175,6 +175,19 @@ class Evaluator:
         return _repeat(collate(items, self._attached.pad_id).to(self._device), count)
 
 
+def largest_round(
+    lengths: Sequence[int], count: int, batch_size: int, least: int, device: torch.device
+) -> tuple[int, int]:
+    """Return the most tokens, padding included, and the most sequences that a pass for `count` candidates holds.
+
+    `least` is that of `short_pass`; a GPU's memory may make passes smaller.
+    """
+    budget = _TOKENS if device.type == "cuda" else _TOKENS_ON_CPU
+    chunks = cheapest_chunks(lengths, batch_size, budget // count, least // count)
+    sizes = [(count * len(chunk) * max(lengths[i] for i in chunk), count * len(chunk)) for chunk in chunks]
+    return max((tokens for tokens, _ in sizes), default=0), max((rows for _, rows in sizes), default=0)
+
+
 @contextmanager
 def _evaluating(model: nn.Module, *, checkpointing: bool = False) -> Iterator[None]:
     """Put the model in evaluation mode and back into its own afterwards."""

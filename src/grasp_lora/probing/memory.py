@@ -84,6 +84,10 @@ def short_pass(model: nn.Module, device: torch.device) -> int:
     matrix products of few rows waste part of it, so that a pass should hold two or three times as much. A CPU starts
     a layer in less and does less: measured on the demo's model, 1.5e8.
     """
-    work = 1e12 if device.type == "cuda" else 1.5e8
     layers = max((len(module) for module in model.modules() if isinstance(module, nn.ModuleList)), default=1)
-    return int(work * max(1, layers) / max(1, sum(p.numel() for p in model.parameters())))
+    return short_tokens(sum(p.numel() for p in model.parameters()), layers, device)
+
+
+def short_tokens(parameters: int, layers: int, device: torch.device) -> int:
+    """Return what `short_pass` does, for a model of so many parameters and layers."""
+    return int((1e12 if device.type == "cuda" else 1.5e8) * max(1, layers) / max(1, parameters))

@@ -37,13 +37,15 @@ def pass_tokens(
     return max(sure, GPU_TOKENS) if on_gpu else sure
 
 
-def largest_pass(speed: SpeedConfig, training: TrainingConfig, items: Sequence[Encoded]) -> tuple[int, int]:
+def largest_pass(
+    speed: SpeedConfig, training: TrainingConfig, items: Sequence[Encoded], *, on_gpu: bool = False
+) -> tuple[int, int]:
     """Return the most tokens, padding included, and the most answer positions that one training pass can hold."""
     lengths = sorted(len(item.input_ids) for item in items)
     if not lengths:
         return 0, 0
     answer = max(len(item.input_ids) - item.prompt_length for item in items)
-    budget = pass_tokens(speed, training, items)
+    budget = pass_tokens(speed, training, items, on_gpu=on_gpu)
     if budget is None:
         width = min(training.batch_size, len(lengths))
         return width * lengths[-1], width * answer

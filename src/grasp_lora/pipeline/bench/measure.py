@@ -12,9 +12,8 @@ import torch
 from ...config import Config, to_dict
 from ...data import Encoded
 from ...training import Outcome
-from ...training.passes import largest_pass
 from ..deployment import PeakMemory
-from ..footprint import Pass, peak_bytes
+from ..footprint import peak_bytes, probing_pass, training_pass
 from ..search import SearchResult
 from .clock import Timing, measure_ceilings
 from .counting import Counter, Work
@@ -131,15 +130,13 @@ class _Peaks:
 
 def _estimate(subject: Subject) -> int:
     """Return what `run --dry-run` estimates for the peak of these two stages."""
-    setup, config = subject.setup, subject.setup.config
-    train, probe, model = setup.items("train"), setup.items("micro_dev"), subject.setup.base.model
-    passes = [largest_pass(config.speed, training, train) for training in (config.search, config.finalize)]
-    rows = (1 + config.controller.candidates) * min(config.search.eval_batch_size, len(probe))
-    longest = max(len(item.input_ids) for item in probe)
+    setup, config, model = subject.setup, subject.setup.config, subject.setup.base.model
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    train = setup.items("train")
     return peak_bytes(
-        config.model, model.config, parameters=sum(parameter.numel() for parameter in model.parameters()),
-        trainable=subject.trainable, training=Pass(*(max(column) for column in zip(*passes, strict=True))),
-        probing=Pass(rows * longest, rows * subject.workload.answer),
+        config, model.config, parameters=parameters, trainable=subject.trainable,
+        training=training_pass(config, [(config.search, train), (config.finalize, train)]),
+        probing=probing_pass(config, model.config, parameters, setup.items("micro_dev")),
     )  # fmt: skip
 
 
