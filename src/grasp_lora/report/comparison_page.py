@@ -38,7 +38,7 @@ def page(records: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) ->
 
 def fresh_page(name: str, records: Mapping[str, Any], curves: Mapping[str, Any]) -> str:
     """Return the page of a comparison on fresh draws, which is called `name`: its tables, then its true curves."""
-    measured = [_deeper(part) for part in curves_parts(curves)]
+    measured = [_deeper(part) for part in curves_parts(curves, partly=True)]
     count = len(records["cells"]) * len(records["seeds"])
     draws = (
         f"Nats, mean over {count} draws (cells x seeds); differences paired by draw, their intervals by a bootstrap "

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..metrics.bootstrap import PairedComparison, paired_bootstrap
 from .comparison import passes, setting, table
-from .true_curve import BEYOND, GRID, PENALTY, SIDES, Curve, Regrets, Side, chosen_ratios, curve, regrets
+from .true_curve import BEYOND, GRID, PENALTY, SIDES, Curve, Regrets, Side, chosen_ratios, curve, has_curve, regrets
 
 Record = Mapping[str, Any]
 Losses = dict[tuple[str, int], dict[Side, Any]]
@@ -29,9 +29,15 @@ def curves_page(records: Record) -> str:
     return "\n\n".join([HEAD, METHOD, setting(records), *curves_parts(records)]) + "\n"
 
 
-def curves_parts(records: Record) -> list[str]:
-    """Return the paragraphs of the page below its head; raises ValueError as `curves_page` does."""
-    parts = ["## Regret", *_regret(records), "## Final runs", final_losses(records, GRID), "## Curves"]
+def curves_parts(records: Record, *, partly: bool = False) -> list[str]:
+    """Return the paragraphs of the page below its head; raises ValueError as `curves_page` does.
+
+    With `partly`, cells without a curve are left out, and that is said.
+    """
+    left = [cell["name"] for cell in records["cells"] if partly and not has_curve(cell)]
+    records = {**records, "cells": [cell for cell in records["cells"] if cell["name"] not in left]}
+    parts = [f"No curve was measured on {', '.join(left)}."] if left else []
+    parts += ["## Regret", *_regret(records), "## Final runs", final_losses(records, GRID), "## Curves"]
     for cell in records["cells"]:
         curves = {side: curve(cell, side) for side in SIDES}
         parts += [f"### {cell['name']}", _minima(curves), _points(curves), _chosen(records, cell, curves)]
@@ -98,12 +104,17 @@ def _cost(records: Record, name: str) -> dict[str, float]:
 
 
 def final_losses(records: Record, reference: str) -> str:
-    """Return each row's own losses, mean over cells and seeds, and the differences to `reference`, paired by these."""
+    """Return each row's own losses, mean over cells and seeds, and the differences to `reference`, paired by these.
+
+    A row that lacks some of them says how many it has; its mean is that of these.
+    """
     losses = {name: _own(records, name) for name in _rows(records)}
+    most = max((len(found) for found in losses.values()), default=0)
     lines = []
     for name, title in _rows(records).items():
         theirs = None if name == reference else losses[reference]
-        lines.append([title, *(word for side in SIDES for word in _final_words(losses[name], theirs, side))])
+        part = f" ({len(losses[name])} of {most})" if len(losses[name]) < most else ""
+        lines.append([title + part, *(word for side in SIDES for word in _final_words(losses[name], theirs, side))])
     less = f"less {reference} [95 %]"
     return table(["row", "dev loss", less, "test loss", less], lines)
 

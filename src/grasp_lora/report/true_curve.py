@@ -81,6 +81,11 @@ def curve(cell: Mapping[str, Any], side: Side) -> Curve:
     return Curve(ratios, means, spreads, smoothed(ratios, means))
 
 
+def has_curve(cell: Mapping[str, Any]) -> bool:
+    """Return whether a cell has a seed with both rows that a curve is made of."""
+    return any(_points(cell, "dev"))
+
+
 def _points(cell: Mapping[str, Any], side: Side) -> list[dict[float, float]]:
     """Return, per seed, the loss of the final run at each ratio; empty for a seed that lacks one of the two rows."""
     rows = {row["row"]: {seed["seed"]: seed for seed in row["seeds"]} for row in cell["rows"]}
