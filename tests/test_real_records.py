@@ -97,3 +97,23 @@ def test_the_verdict_shows_the_recipe_that_ships():
     verdict = (ROOT / "docs" / "verdict.md").read_text(encoding="utf-8")
     assert f"| shipped | {shown} | {spent / 1e6:.2f}M |" in verdict
     assert sum(seed["density"] == 1.0 for row in rows for seed in row["seeds"]) == 4  # dev kept the average as it came
+
+
+def test_the_verdict_shows_the_fresh_draws():
+    records = json.loads((ROOT / "benchmarks" / "compare" / "fresh.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "verdict.md").read_text(encoding="utf-8")
+    own = page[page.index("## On fresh draws") :]
+    losses: dict[str, list[float]] = {}
+    for cell in records["cells"]:
+        for row in cell["rows"]:
+            losses.setdefault(row["row"], []).append(fmean(seed["scores"]["loss"] for seed in row["seeds"]))
+    recommended = losses["grasp_recommended"]
+    shown = {"recommended": recommended} | {
+        f"`{name}`": losses[name]
+        for name in ("average", "target", "grasp_default", "strength_by_probe", "sequential", "grasp_released")
+    }
+    for name, values in shown.items():
+        cells = " | ".join(f"{value:.3f}" for value in (*values, fmean(values)))
+        assert f"| {name} | {cells} |" in own
+        assert fmean(recommended) <= fmean(values)
+    assert len(losses["grid"]) == 2

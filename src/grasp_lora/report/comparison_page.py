@@ -24,7 +24,12 @@ The recipe that ships and the controller's static search were chosen on the cell
 [results.md](results.md). Here training, dev and micro-dev examples are new, drawn by `scripts/fresh_draws.py` from half
 of the documents of the old test files, for each seed by itself, and so are seeds, source and target adapters. Tasks,
 languages, backbone and settings are the same. The test examples are the other half of the old test files: no method saw
-them, but results on them were known when the recipe was chosen."""
+them, but results on them were known when the recipe was chosen. Seeds draw from one pool, so that draws of a cell share
+examples, and the twelve are not quite independent.
+
+Everything ran on two H200s, but for five rows on titles (target, sequential, average, GRASP default and recommended),
+which ran on 2 CPU cores in bfloat16, on the adapters trained there, without generation. The grid and the curve were not
+run on titles."""
 
 
 def page(records: Mapping[str, Mapping[str, Any]], titles: Mapping[str, str]) -> str:
