@@ -147,6 +147,36 @@ def test_in_float64_and_without_kernels_nothing_changes(stand_ins, monkeypatch):
     assert len(fused.fuse_layers(pico_model("llama", torch.float32))) == 0
 
 
+class Packed(torch.nn.Linear):
+    """A linear module as quantizers make them: its weight's shape and dtype are not those of the matrix."""
+
+    def __init__(self, whole):
+        super().__init__(whole.in_features, whole.out_features, bias=False)
+        self.register_buffer("whole", whole.weight.detach().clone())
+        self.weight = torch.nn.Parameter(torch.zeros(whole.weight.numel() // 2, 1, dtype=torch.uint8), False)
+
+    def forward(self, x):
+        return x @ self.whole.T
+
+
+def test_quantized_blocks_qualify_and_modules_with_a_forward_of_their_own_stay(stand_ins):
+    model = pico_model("llama", torch.float32)
+    first, second = (layer.mlp for layer in model.model.layers)
+    for block in (first, second):
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            setattr(block, name, Packed(getattr(block, name)))
+    moved = second.forward
+    second.forward = lambda hidden: moved(hidden)
+    overrides = fused.fuse_layers(model)
+    assert len(overrides) == 3
+    assert "forward" in vars(first)
+    hidden = torch.linspace(-1, 1, 64).view(1, 2, 32)
+    torch.testing.assert_close(first(hidden), type(first).forward(first, hidden), rtol=1e-5, atol=1e-6)
+    overrides.remove()
+    assert "forward" not in vars(first)
+    assert "forward" in vars(second)
+
+
 def test_adapters_beside_fused_layers_still_count(stand_ins):
     model = pico_model("llama", torch.float32).requires_grad_(False)
     work = pico_setup(model)

@@ -137,11 +137,9 @@ class FusedActivation:
 
     def _run(self, group: _Group, values: Tensor, norms: Tensor, factors: Tensor, out: Tensor) -> None:
         pairs, rank = len(group.slots), max(_LEAST, triton.next_power_of_2(group.rank))
-        more = {
-            "RANK": rank,
-            "KIND": tl.bfloat16 if values.is_cuda else tl.float32,
-        }  # the interpreter has no products of it
+        more = {"RANK": rank, "KIND": tl.bfloat16 if values.is_cuda else tl.float32}
         where = values, norms, group.starts_a, group.starts_b, factors, group.rows, out
         shape = group.d_out, group.d_in, group.rank
-        _b_kernel[(triton.cdiv(group.d_out, _B_TILE["ROWS"]), pairs)](*where, *shape, **_B_TILE, **more)
-        _a_kernel[(triton.cdiv(group.d_in, _A_TILE["COLUMNS"]), pairs)](*where, *shape, **_A_TILE, **more)
+        with torch.cuda.device_of(values):  # Triton launches on the current GPU
+            _b_kernel[(triton.cdiv(group.d_out, _B_TILE["ROWS"]), pairs)](*where, *shape, **_B_TILE, **more)
+            _a_kernel[(triton.cdiv(group.d_in, _A_TILE["COLUMNS"]), pairs)](*where, *shape, **_A_TILE, **more)

@@ -43,9 +43,11 @@ def fuse_layers(model: nn.Module) -> Overrides:
     blocks, rotations = dict[type, bool](), dict[type, FunctionType | None]()
     for module in model.modules():
         kind = type(module)
+        if "forward" in vars(module):  # somebody else's, such as accelerate's, which moves inputs between devices
+            continue
         if kind.__name__.endswith("MLP"):
             if kind not in blocks:
-                blocks[kind] = _is_gated(module)
+                blocks[kind] = _is_gated(module, weight.dtype)
             if blocks[kind]:
                 overrides.set(module, MethodType(_gated_block, module))
         elif kind.__name__.endswith("Attention"):
@@ -59,7 +61,7 @@ def fuse_layers(model: nn.Module) -> Overrides:
 def _gated_block(module: Any, hidden: Tensor) -> Tensor:
     """Run a gated feed-forward block; whatever hooks its projections have, run too."""
     gate, up = module.gate_proj(hidden), module.up_proj(hidden)
-    if gate.dtype == up.dtype and gate.dtype in _TOLERANCE and gate.is_contiguous() and up.is_contiguous():
+    if gate.dtype == up.dtype and _known(gate) and gate.is_contiguous() and up.is_contiguous():
         from .triton_kernels import gated
 
         inner = gated(gate, up)
@@ -69,13 +71,21 @@ def _gated_block(module: Any, hidden: Tensor) -> Tensor:
     return result
 
 
+def _known(x: Tensor) -> bool:
+    """Return whether kernels take a tensor: a part of the model may be on another device."""
+    return x.dtype in _TOLERANCE and kernels_run(x.device)
+
+
 @torch.no_grad()
-def _is_gated(module: Any) -> bool:
-    parts = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-    if not all(isinstance(part, nn.Linear) for part in parts) or "forward" in vars(module):
+def _is_gated(module: Any, dtype: torch.dtype) -> bool:
+    gate, up, down = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
+    if not all(isinstance(part, nn.Linear) for part in (gate, up, down)):
         return False
-    weight = module.gate_proj.weight
-    made_up = torch.linspace(-2.0, 3.0, 2 * weight.shape[1], device=weight.device).to(weight.dtype).view(1, 2, -1)
+    # A quantized weight has another shape than its matrix, and one on the meta device is loaded when it is needed.
+    width, device = module.gate_proj.in_features, module.gate_proj.weight.device
+    if device.type == "meta":
+        return False
+    made_up = torch.linspace(-2.0, 3.0, 2 * width, device=device).to(dtype).view(1, 2, -1)
     return _close(_gated_block(module, made_up), type(module).forward(module, made_up))
 
 
@@ -104,7 +114,7 @@ def _with_fused_rotation(kind: type, weight: Tensor) -> FunctionType | None:
 
 def _rotate(plain: Rotation, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **more: Any) -> Any:
     """Rotate queries and keys (B, H, T, D); what the kernel does not know goes the plain way."""
-    known = not rest and not more and cos.dim() == 3 and cos.dtype == q.dtype == k.dtype and q.dtype in _TOLERANCE
+    known = not rest and not more and cos.dim() == 3 and cos.dtype == q.dtype == k.dtype and _known(q)
     shape = (*q.shape[-2:-1], q.shape[-1]) == cos.shape[1:] and len(cos) in (1, len(q)) and q.shape[-1] % 2 == 0
     if not known or not shape or cos.stride() != sin.stride() or cos.stride(-1) != 1 or cos.requires_grad:
         return plain(q, k, cos, sin, *rest, **more)

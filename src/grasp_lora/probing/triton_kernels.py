@@ -69,7 +69,8 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         out = torch.empty_like(gate)
         count = gate.numel()
-        _gated_kernel[(triton.cdiv(count, _BLOCK),)](gate, up, out, count, BLOCK=_BLOCK)
+        with torch.cuda.device_of(gate):  # Triton launches on the current GPU
+            _gated_kernel[(triton.cdiv(count, _BLOCK),)](gate, up, out, count, BLOCK=_BLOCK)
         ctx.save_for_backward(gate, up)
         return out
 
@@ -78,9 +79,9 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, given: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         to_gate, to_up, count = torch.empty_like(gate), torch.empty_like(up), gate.numel()
-        _gated_backward_kernel[(triton.cdiv(count, _BLOCK),)](
-            given.contiguous(), gate, up, to_gate, to_up, count, BLOCK=_BLOCK
-        )
+        given = given.contiguous()
+        with torch.cuda.device_of(gate):
+            _gated_backward_kernel[(triton.cdiv(count, _BLOCK),)](given, gate, up, to_gate, to_up, count, BLOCK=_BLOCK)
         return to_gate, to_up
 
 
@@ -96,10 +97,11 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> Tensor:
     batch, heads, tokens, width = x.shape
     out = torch.empty(batch, tokens, heads, width, dtype=x.dtype, device=x.device)
     half = width // 2
-    _turn_kernel[(batch * tokens,)](
-        x, cos, sin, out, x.stride(0), x.stride(2), x.stride(1), cos.stride(0) if len(cos) > 1 else 0, cos.stride(1),
-        tokens, heads, half, BACK=back, HEADS=triton.next_power_of_2(heads), HALF=triton.next_power_of_2(half),
-    )  # fmt: skip
+    table = cos.stride(0) if len(cos) > 1 else 0
+    strides = x.stride(0), x.stride(2), x.stride(1), table, cos.stride(1)
+    sizes = {"HEADS": triton.next_power_of_2(heads), "HALF": triton.next_power_of_2(half)}
+    with torch.cuda.device_of(x):
+        _turn_kernel[(batch * tokens,)](x, cos, sin, out, *strides, tokens, heads, half, BACK=back, **sizes)
     return out.transpose(1, 2)
 
 
