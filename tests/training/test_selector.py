@@ -124,3 +124,20 @@ def test_gradients_of_pruned_entries_feed_the_statistics_but_not_the_optimizer(p
     moments = loop.optimizer.state[bank.values]
     assert not bool(moments["exp_avg"][~bank.kept].any() or moments["exp_avg_sq"][~bank.kept].any())
     assert not bool(bank.values[~bank.kept].any())
+
+
+def test_a_look_that_waits_for_the_device_can_be_left_for_later(parts):
+    """Between two looks at the losses nothing is looked at; the next look, or the flips, tell of what was no number."""
+    _, bank, _, _ = parts
+    chosen = selector(parts, "magnitude")
+    callback = FixedRatio(bank, chosen, MergePoint(0.5), dynamic=True)
+    callback.start()
+    assert callback.after_step(1, torch.tensor(2.0)) is False
+    assert callback.flips == [0.0]
+    with torch.no_grad():
+        bank.values[bank.kept.nonzero()[0]] = torch.nan
+    callback.after_step(2, torch.tensor(2.0))
+    with pytest.raises(TrainingError, match="not finite"):
+        _ = callback.flips
+    with pytest.raises(TrainingError, match="not finite"):
+        callback.after_step(3, 2.0)

@@ -18,7 +18,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..config import MergeConfig, Scope
+from ..data import moved
 from ..errors import AdapterError
+from .masks import CommitReport
 from .merge import RULES, Pair, check_ranks, constant
 from .peft_load import AdapterFactors
 from .point import MergePoint
@@ -44,16 +46,6 @@ class Slot:
     def key(self) -> str:
         """Name of the tensor in saved files: `<module>.<adapter index>.<A or B>`."""
         return f"{self.module}.{self.adapter}.{self.part}"
-
-
-@dataclass(frozen=True)
-class CommitReport:
-    """What a commit did, measured on the mask: entries newly pruned and revived, share flipped, density after."""
-
-    pruned: int
-    revived: int
-    flipped: float
-    density: float
 
 
 class AdapterBank:
@@ -238,8 +230,8 @@ class AdapterBank:
 
     def _spread(self, rows: Sequence[Sequence[float]]) -> Float[Tensor, "rows n"]:
         """Return a value per slot as a value per entry."""
-        values = torch.tensor(rows, dtype=self.values.dtype, device=self.values.device)
-        sizes = torch.tensor([slot.size for slot in self.slots], device=self.values.device)
+        values = moved(torch.tensor(rows, dtype=self.values.dtype), self.values.device)
+        sizes = moved(torch.tensor([slot.size for slot in self.slots]), self.values.device)
         return torch.repeat_interleave(values, sizes, dim=1, output_size=self.values.numel())
 
     @torch.no_grad()
@@ -250,8 +242,7 @@ class AdapterBank:
         self.stash = torch.where(kept, torch.zeros_like(dense), dense)
         self.values.copy_(torch.where(kept, dense, torch.zeros_like(dense)))
         self.kept = kept.clone()
-        pruned, revived = int(gone.sum()), int(back.sum())
-        return CommitReport(pruned, revived, (pruned + revived) / kept.numel(), self.density())
+        return CommitReport(torch.stack([gone.sum(), back.sum(), kept.sum()]), kept.numel())
 
     @torch.no_grad()
     def enforce(self) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..adapters.bank import AdapterBank, CommitReport
-from ..adapters.masks import Ranking
+from ..adapters.bank import AdapterBank
+from ..adapters.masks import CommitReport, Ranking
 from ..config import ControllerConfig
 from ..probing import Evaluator
 from ..training import MaskSelector, commit_mask

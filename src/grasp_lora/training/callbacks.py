@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..adapters.bank import AdapterBank, CommitReport
+from ..adapters.bank import AdapterBank
+from ..adapters.masks import CommitReport
 from ..adapters.point import MergePoint
 from .selector import MaskSelector
 
@@ -59,7 +60,8 @@ class FixedRatio:
     def __init__(self, bank: AdapterBank, selector: MaskSelector, point: MergePoint, *, dynamic: bool) -> None:
         self._bank, self._selector, self._point, self._dynamic = bank, selector, point, dynamic
         self._optimizer: torch.optim.Optimizer | None = None
-        self.flips: list[float] = []
+        self._flips: list[float] = []
+        self._commits: list[CommitReport] = []  # not looked at yet
 
     def attach(self, optimizer: torch.optim.Optimizer) -> None:
         """Remember the optimizer, whose moments a commit clears."""
@@ -77,20 +79,31 @@ class FixedRatio:
     def after_step(self, step: int, loss: float | Tensor | None) -> bool:
         """Hold pruned entries at zero; select again when the mask is dynamic."""
         self._bank.enforce()
-        if self._dynamic:
-            self.flips.append(self._select())
+        if self._dynamic:  # a loss that was looked at has made the program wait already
+            self._commits.append(self._select(check=not isinstance(loss, Tensor)))
         return False
 
-    def _select(self) -> float:
-        kept = self._selector.kept(self._selector.ranking(), self._point)
-        return commit_mask(self._bank, kept, self._optimizer).flipped
+    def _select(self, *, check: bool = True) -> CommitReport:
+        kept = self._selector.kept(self._selector.ranking(check=check), self._point)
+        return commit_mask(self._bank, kept, self._optimizer)
+
+    @property
+    def flips(self) -> list[float]:
+        """Share of the entries that each update's selection pruned or revived.
+
+        Raises `TrainingError` when an importance was not a number.
+        """
+        self._selector.check()
+        self._flips += [commit.flipped for commit in self._commits]
+        self._commits.clear()
+        return list(self._flips)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return the selector's state and the flips so far."""
         tensors, plain = self._selector.state()
-        return tensors, {"selector": plain, "flips": list(self.flips)}
+        return tensors, {"selector": plain, "flips": self.flips}
 
     def load_state(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Put back what `state` returned."""
         self._selector.load_state(tensors, plain["selector"])
-        self.flips = [float(value) for value in plain["flips"]]
+        self._flips = [float(value) for value in plain["flips"]]

@@ -39,6 +39,7 @@ class MaskSelector:
         self._activation = activation_of(bank, fused=probe is not None and probe.speed.fused_kernels)
         self._sensitivity = Sensitivity(bank) if prune.importance == "sensitivity" else None
         self._selections = 0
+        self._finite: Tensor | None = None  # whether all importances were numbers since the last look
         self.probe_tokens = 0  # what the first statistics cost, in tokens forward
 
     @property
@@ -61,20 +62,29 @@ class MaskSelector:
         if self._sensitivity is not None:
             self._sensitivity.observe()
 
-    def ranking(self) -> Ranking:
+    def ranking(self, *, check: bool = True) -> Ranking:
         """Return the ranking of all entries now, and start gathering anew.
 
-        Raises `TrainingError` when an importance is not a number.
+        Raises `TrainingError` when an importance is not a number, for which it waits for a GPU; without `check`, the
+        next `check` does.
         """
         scores = self._scores()
         self._norms.reset()
         self._selections += 1
-        if not bool(torch.isfinite(scores).all()):
+        finite = torch.isfinite(scores).all()
+        self._finite = finite if self._finite is None else self._finite & finite
+        if check:
+            self.check()
+        return rank(scores, self._bank.segments(self._prune.scope), checked=True)
+
+    def check(self) -> None:
+        """Raise `TrainingError` when an importance of any ranking since the last look is not a number."""
+        finite, self._finite = self._finite, None
+        if finite is not None and not bool(finite):
             raise TrainingError(
                 f"prune.importance: {self._prune.importance} gave values that are not finite. "
                 "Lower the learning rate or use --set prune.importance=magnitude."
             )
-        return rank(scores, self._bank.segments(self._prune.scope))
 
     def kept(self, ranking: Ranking, point: MergePoint) -> Tensor:
         """Return the mask of a point, shape (n,): True where an entry is kept."""
