@@ -11,6 +11,7 @@ from grasp_lora.data import collate, epoch_order
 from grasp_lora.errors import Interrupted, TrainingError
 from grasp_lora.pipeline.adapters import train_adapter
 from grasp_lora.probing import example_losses
+from grasp_lora.probing.joined import joins
 from grasp_lora.runs import load_checkpoint
 from grasp_lora.training import Plumbing, TrainingLoop
 
@@ -98,6 +99,7 @@ def test_the_best_epoch_is_left_in_the_bank_and_patience_counts_from_it():
 
 def poison(work, calls: int) -> None:
     """Make the model's logits NaN from its forward number `calls` on."""
+    joins(work.base.model, 1)  # tried out before, in passes that do not count
     seen = []
 
     def hook(_module, _args, output):

@@ -57,7 +57,7 @@ def test_adapter_training(stops, tmp_path):
 def test_search(preset, importance, tmp_path):
     config = {
         "search": TRAINING | {"lr": 1e-4, "patience": None},
-        "controller": {"preset": preset, "interval": 1, "candidates": 4},
+        "controller": {"preset": preset, "interval": 1, "candidates": 4, "early_stop": False},
         "prune": {"importance": importance, "scope": "global" if importance == "sensitivity" else "per_tensor"},
     }
     rows: list[dict[str, Any]] = []

@@ -23,6 +23,9 @@ class SpeedConfig(Section):
         description="most tokens of such a pass, padding included; default batch_size times the longest example, "
         "which needs no more activation memory than passes of batch_size examples; on a GPU up to 4096 if they fit",
     )
+    join_rows: bool = Field(
+        True, description="the sequences of a training pass one after the other, without padding, where that is exact"
+    )
     skip_mask: bool = Field(
         True, description="no attention mask where causal attention over right padding needs none (faster kernels)"
     )

@@ -17,8 +17,22 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
+class Joined:
+    """Where `count` sequences lie that follow each other in one row of T tokens.
+
+    `positions` (1, T) counts the tokens of every sequence from 0. `rows` (T,) is each token's place in a flattened
+    (count, width) layout, in which every sequence has a row of its own, padded on the right.
+    """
+
+    positions: Tensor
+    rows: Tensor
+    count: int
+    width: int
+
+
+@dataclass(frozen=True)
 class Batch:
-    """B sequences padded to one length T.
+    """B sequences padded to one length T, or several in one row of T tokens (`joined`).
 
     `input_ids`, `attention_mask` (1 on tokens, 0 on padding) and `labels` (`IGNORED` outside answer and end
     token) are int64 of shape (B, T); `labels[:, t]` is predicted by the logits at position t - 1. `places` (N,) are
@@ -31,12 +45,16 @@ class Batch:
     labels: Tensor
     places: Tensor
     index: tuple[int, ...]
+    joined: Joined | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device; a GPU copies it from pinned memory while the program goes on."""
-        target = torch.device(device)
+        target, joined = torch.device(device), self.joined
+        if joined is not None:
+            joined = replace(joined, positions=moved(joined.positions, target), rows=moved(joined.rows, target))
         return replace(
             self,
+            joined=joined,
             input_ids=moved(self.input_ids, target),
             attention_mask=moved(self.attention_mask, target),
             labels=moved(self.labels, target),
@@ -88,6 +106,23 @@ def collate(
     return Batch(input_ids, attention_mask, labels, torch.tensor(places, dtype=torch.int64), positions)
 
 
+def join(items: Sequence[Encoded], width: int | None = None) -> Batch:
+    """Return the sequences one after the other in one row, without padding: T is the sum of their lengths.
+
+    `width` is that of the layout in which every sequence has a row of its own (`Joined`), the longest sequence's
+    without it. Raises ValueError for no sequences, or for one that is longer than `width`.
+    """
+    apart = collate(items, 0, width=width)
+    count, width = apart.input_ids.shape
+    found = apart.attention_mask.flatten().nonzero().flatten()
+    to_row = torch.zeros(count * width, dtype=torch.int64).index_copy_(0, found, torch.arange(len(found)))
+    ids, mask, labels = (
+        part.flatten()[found][None] for part in (apart.input_ids, apart.attention_mask, apart.labels)
+    )  # fmt: skip
+    joined = Joined((found % width)[None], found, count, width)
+    return Batch(ids, mask, labels, to_row[apart.places], apart.index, joined)
+
+
 def answer_window(batch: Batch) -> tuple[int, int]:
     """Return (lo, hi): the logits at positions lo to hi - 1 predict all labels, those at lo + 1 to hi.
 
@@ -134,15 +169,25 @@ def cheapest_chunks(lengths: Sequence[int], most: int, tokens: int, least: int =
     return chunks[::-1]
 
 
-def packed(lengths: Sequence[int], tokens: int) -> list[list[int]]:
+def packed(lengths: Sequence[int], tokens: int, *, padded: bool = True) -> list[list[int]]:
     """Return all positions in chunks of at most `tokens` tokens, padding included, longest sequences first.
 
     Sorted by length, each chunk takes as many sequences as fit, so no other cut of the sorted list has fewer chunks. A
-    sequence that is longer than `tokens` makes a chunk by itself. Sequences of one length keep their order.
+    sequence that is longer than `tokens` makes a chunk by itself. Sequences of one length keep their order. Those that
+    are not `padded` each go to the first chunk that has room.
     """
     chunks: list[list[int]] = []
+    sums: list[int] = []
     for position in sorted(range(len(lengths)), key=lambda position: -lengths[position]):
-        if chunks and (len(chunks[-1]) + 1) * lengths[chunks[-1][0]] <= tokens:
+        length = lengths[position]
+        if not padded:
+            place = next((i for i, held in enumerate(sums) if held + length <= tokens), len(sums))
+            if place == len(sums):
+                chunks.append([])
+                sums.append(0)
+            chunks[place].append(position)
+            sums[place] += length
+        elif chunks and (len(chunks[-1]) + 1) * lengths[chunks[-1][0]] <= tokens:
             chunks[-1].append(position)
         else:
             chunks.append([position])

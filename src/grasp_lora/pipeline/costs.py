@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..config import SpeedConfig, TrainingConfig
-from ..data import Encoded, epoch_order, length_sorted_chunks, packed
-from ..training.passes import pass_tokens
+from ..data import Encoded, epoch_order, length_sorted_chunks
+from ..training.passes import cut_update, pass_tokens
 
 Kind = Literal["train", "forward", "decode", "select", "round"]
 
@@ -79,20 +79,17 @@ class Prediction:
 
 
 def training_load(
-    speed: SpeedConfig, training: TrainingConfig, items: Sequence[Encoded], seed: int, *, on_gpu: bool = False
-) -> Load:
-    """Return the load of one epoch in the order of the first."""
+    speed: SpeedConfig, training: TrainingConfig, items: Sequence[Encoded], seed: int, *,
+    on_gpu: bool = False, padded: bool = True,
+) -> Load:  # fmt: skip
+    """Return the load of one epoch in the order of the first, with or without padding."""
     lengths = [len(item.input_ids) for item in items]
     order, size = epoch_order(len(items), seed, 0), training.batch_size * training.accumulation
     budget, sizes = pass_tokens(speed, training, items, on_gpu=on_gpu), []
     for start in range(0, len(order), size):
         chosen = [lengths[i] for i in order[start : start + size]]
-        if budget is None:
-            width = training.batch_size
-            chunks = [chosen[i : i + width] for i in range(0, len(chosen), width)]
-        else:
-            chunks = [[chosen[i] for i in chunk] for chunk in packed(chosen, budget)]
-        sizes += [len(chunk) * max(chunk) for chunk in chunks]
+        chunks = [[chosen[i] for i in chunk] for chunk in cut_update(chosen, training, budget, padded=padded)]
+        sizes += [len(chunk) * max(chunk) if padded else sum(chunk) for chunk in chunks]
     return Load("train", len(sizes), sum(sizes))
 
 

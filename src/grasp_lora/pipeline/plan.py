@@ -11,6 +11,7 @@ from ..baselines import SEQUENTIAL
 from ..config import Config, Importance, TrainingConfig
 from ..controller import Controller
 from ..data import Encoded, epoch_order
+from ..training.step import could_join, records_well
 from .checks import Checked, preflight
 from .costs import Load, Prediction, answering_loads, forward_load, training_load
 from .footprint import peak_bytes, probing_pass, training_pass
@@ -112,9 +113,19 @@ def _training(world: _World, name: str, role: str, training: TrainingConfig, *, 
     steps = training.epochs * math.ceil(len(items) / (training.batch_size * training.accumulation))
     passes = training.epochs * (4 * _tokens(items) + 2 * _tokens(judged))
     on_gpu = resolve_device(world.config.model.device).type == "cuda"
-    epoch = training_load(world.config.speed, training, items, world.config.seed, on_gpu=on_gpu)
+    padded = _padded(world, training, items, on_gpu=on_gpu)
+    epoch = training_load(world.config.speed, training, items, world.config.seed, on_gpu=on_gpu, padded=padded)
     loads = (epoch.times(training.epochs), forward_load(judged, training.eval_batch_size).times(training.epochs))
     return StagePlan(name, steps, training.epochs * len(items), training.epochs * len(judged), passes, loads)
+
+
+def _padded(world: _World, training: TrainingConfig, items: Sequence[Encoded], *, on_gpu: bool) -> bool:
+    """Return whether the passes of a training are padded to one length, as far as the model's shape says."""
+    config, model = world.config, world.checked.model
+    longest = max((len(item.input_ids) for item in items), default=0)
+    if config.model.gradient_checkpointing or not could_join(config.speed, training, model, longest):
+        return True
+    return on_gpu and config.speed.cuda_graphs and records_well(config.speed, training, model, items)
 
 
 def _search(world: _World) -> StagePlan:

@@ -108,7 +108,7 @@ class Evaluator:
         checkpoint their activations are told that they train, because they do so in no other mode.
         """
         with _evaluating(self._model, checkpointing=True):
-            for chunk, batch in self._plan(1):
+            for chunk, batch in self._plan(1, {}, None):
                 with self._injection.active(self._bank.merged(dtype=self._attached.dtype)):
                     (self._losses(batch, 1).sum() / self.examples).backward()  # type: ignore[no-untyped-call]
                 self.token_passes += 2 * self._tokens(chunk)  # forward and backward: 4 per token
@@ -117,11 +117,13 @@ class Evaluator:
         count = groups or 1
         found: list[Tensor] = []
         order: list[int] = []
-        with _evaluating(self._model), self._injection.active(factors, groups=groups):
-            for chunk, batch in self._plan(count):
-                self.token_passes += count * self._tokens(chunk)
-                found.append(self._chunk_losses(batch, chunk, count, norms).double().view(count, len(chunk)))
-                order += chunk
+        with _evaluating(self._model):
+            plan = self._plan(count, factors, groups)
+            with self._injection.active(factors, groups=groups):
+                for chunk, batch in plan:
+                    self.token_passes += count * self._tokens(chunk)
+                    found.append(self._chunk_losses(batch, chunk, count, norms).double().view(count, len(chunk)))
+                    order += chunk
         out = torch.empty(count, self.examples, dtype=torch.float64)
         out[:, order] = torch.cat(found, dim=1).cpu()  # the only look at the device
         return out
@@ -149,25 +151,30 @@ class Evaluator:
     def _tokens(self, chunk: Sequence[int]) -> int:
         return sum(len(self._items[i].input_ids) for i in chunk)
 
-    def _plan(self, count: int) -> list[tuple[list[int], Batch]]:
-        """Return the passes for `count` candidates, made once and kept on the device; call inside `active`."""
+    def _plan(self, count: int, factors: dict[str, Pair], groups: int | None) -> list[tuple[list[int], Batch]]:
+        """Return the passes for `count` candidates, made once and kept on the device; call in evaluation mode."""
         if count not in self._planned:
             if self._budget is None:
-                self._budget = self._fitting(count)
+                self._budget = self._fitting(factors, groups)
             lengths = [len(item.input_ids) for item in self._items]
             chunks = cheapest_chunks(lengths, self._batch_size, self._budget // count, self._least // count)
             self._planned[count] = [(chunk, self._batch(chunk, count)) for chunk in chunks]
         return self._planned[count]
 
-    def _fitting(self, count: int) -> int:
-        """Return the most tokens of a pass: on a GPU what its memory holds, measured on the longest example."""
+    def _fitting(self, factors: dict[str, Pair], groups: int | None) -> int:
+        """Return the most tokens of a pass: on a GPU what its memory holds, measured on the longest example.
+
+        Two candidates stand for any number of them: every one adds as many rows, and as much, as the one before.
+        """
         if self._device.type != "cuda":
             return _TOKENS_ON_CPU
         longest = max(range(self.examples), key=lambda i: len(self._items[i].input_ids))
-        batch = self._batch([longest], count)
-        with torch.no_grad():
+        few = None if groups is None else min(groups, 2)
+        some = factors if few is None else {name: (a[:few], b[:few]) for name, (a, b) in factors.items()}
+        batch = self._batch([longest], few or 1)
+        with torch.no_grad(), self._injection.active(some, groups=few):
             return min(
-                _TOKENS, fitting_tokens(lambda: self._losses(batch, count), batch.input_ids.numel(), self._device)
+                _TOKENS, fitting_tokens(lambda: self._losses(batch, few or 1), batch.input_ids.numel(), self._device)
             )
 
     def _batch(self, chunk: Sequence[int], count: int) -> Batch:

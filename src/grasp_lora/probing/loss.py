@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..data import Batch
 from .attention import unmasked
+from .joined import attending
 from .layers import narrowed
 
 
@@ -50,15 +51,12 @@ def answer_logits(
 
     The model's own head computes them, so that soft caps and logit scalings stay in. It sees the answer positions only;
     a head that carries an adapter sees every position from the first to the last of them (`logits_to_keep`), and all
-    positions where the model has no such argument, or with `trim=False`. The batch is padded on the right; with
-    `maskless`, models that need no mask then get none. With `narrow`, the number of equal blocks (candidates) in the
-    batch, the last feed-forward block sees the answer positions only, too.
+    positions where the model has no such argument, or with `trim=False`. The batch is padded on the right, or its
+    sequences are joined, for a model that `joins` them; with `maskless`, models that need no mask then get none. With
+    `narrow`, the number of equal blocks (candidates) in the batch, the last feed-forward block sees the answer
+    positions only, too.
     """
-    width = batch.input_ids.shape[1]
-    with unmasked(model, width if maskless else sys.maxsize) as free:
-        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-        if not free:
-            inputs["attention_mask"] = batch.attention_mask
+    with _inputs(model, batch, maskless=maskless) as inputs:
         head = gatherable_head(model) if trim else None
         if head is not None:
             cut = narrowed(model, batch.places, narrow) if narrow else nullcontext()
@@ -67,6 +65,18 @@ def answer_logits(
             if logits.shape[:2] == (1, len(batch.places)):
                 return logits[0]
         return _whole_rows(model, batch, inputs, trim)
+
+
+@contextmanager
+def _inputs(model: nn.Module, batch: Batch, *, maskless: bool) -> Iterator[dict[str, Any]]:
+    """Yield what the model's forward is given, with its attention as the batch needs it inside the block."""
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.joined is not None:
+        with attending(model, batch.joined):
+            yield inputs | {"position_ids": batch.joined.positions}
+        return
+    with unmasked(model, batch.input_ids.shape[1] if maskless else sys.maxsize) as free:
+        yield inputs if free else inputs | {"attention_mask": batch.attention_mask}
 
 
 def _whole_rows(model: nn.Module, batch: Batch, inputs: dict[str, Any], trim: bool) -> Tensor:
@@ -103,7 +113,10 @@ def example_losses(
     """Return the mean cross-entropy over the answer tokens of every example, shape (B,), in at least float32.
 
     The end token counts as an answer token. The mean over examples of these is the loss everywhere in this package.
+    Raises ValueError for joined sequences, whose rows are no examples.
     """
+    if batch.joined is not None:
+        raise ValueError("joined sequences have no losses by example; collate them")
     token_losses = answer_losses(model, batch, trim=trim, maskless=maskless, narrow=narrow)
     # A dense table and not a scattered sum, whose order would differ from run to run on a GPU.
     ones = torch.ones_like(token_losses)

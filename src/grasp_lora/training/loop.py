@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ..config import TrainingConfig
-from ..data import Encoded, epoch_order, packed
+from ..data import Encoded, epoch_order
 from ..errors import Interrupted, TrainingError
 from ..probing import Attached, Evaluator
 from ..rng import forked_global_state
 from .callbacks import Callback
-from .passes import pass_tokens
+from .passes import cut_update, pass_tokens
 from .selector import MaskSelector
 from .state import BEFORE, Outcome, Plumbing, Position
 from .step import TrainingPass
@@ -190,11 +190,9 @@ class TrainingLoop:
 
     def _passes(self, chosen: Sequence[int]) -> list[list[Encoded]]:
         """Return the examples of an update, pass by pass; each counts 1 / len(chosen) in the loss whatever its pass."""
-        items = [self._items[i] for i in chosen]
-        if self._tokens is None:
-            width = self._config.batch_size
-            return [items[start : start + width] for start in range(0, len(items), width)]
-        return [[items[i] for i in chunk] for chunk in packed([len(item.input_ids) for item in items], self._tokens)]
+        lengths = [len(self._items[i].input_ids) for i in chosen]
+        chunks = cut_update(lengths, self._config, self._tokens, padded=self._pass.padded)
+        return [[self._items[chosen[i]] for i in chunk] for chunk in chunks]
 
     def _rate(self) -> float:
         return self._config.lr * self._config.lr_decay**self.position.epoch

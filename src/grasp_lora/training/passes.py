@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..config import SpeedConfig, TrainingConfig
-from ..data import Encoded
+from ..data import Encoded, packed
 
 # Most tokens of a packed pass on a GPU, where no setting says so and memory allows: by then the matrix products of a
 # large model are bound by arithmetic, and more would only need more memory.
@@ -37,6 +37,24 @@ def pass_tokens(
     return max(sure, GPU_TOKENS) if on_gpu else sure
 
 
+def cut_update(
+    lengths: Sequence[int], training: TrainingConfig, tokens: int | None, *, padded: bool = True
+) -> list[list[int]]:
+    """Return the passes of an update's examples, as positions; `tokens` is what `pass_tokens` says."""
+    if tokens is not None:
+        return packed(lengths, tokens, padded=padded)
+    width = training.batch_size
+    return [list(range(start, min(start + width, len(lengths)))) for start in range(0, len(lengths), width)]
+
+
+def typical_tokens(speed: SpeedConfig, training: TrainingConfig, items: Sequence[Encoded]) -> float:
+    """Return how many tokens a training pass on a GPU holds, for examples of mean length."""
+    budget = pass_tokens(speed, training, items, on_gpu=True)
+    count = training.batch_size * (training.accumulation if budget is not None else 1)
+    tokens = min(count, len(items)) * sum(len(item.input_ids) for item in items) / max(1, len(items))
+    return tokens if budget is None else min(tokens, budget)
+
+
 def largest_pass(
     speed: SpeedConfig, training: TrainingConfig, items: Sequence[Encoded], *, on_gpu: bool = False
 ) -> tuple[int, int]:
@@ -50,7 +68,7 @@ def largest_pass(
         width = min(training.batch_size, len(lengths))
         return width * lengths[-1], width * answer
     size = min(training.batch_size * training.accumulation, len(lengths))
-    fitting = [count for count in range(1, size + 1) if count * lengths[count - 1] <= budget]
+    fitting = [count for count, tokens in enumerate(accumulate(lengths[:size]), 1) if tokens <= budget]
     return max(lengths[-1], min(budget, size * lengths[-1])), max(fitting, default=1) * answer
 
 

@@ -10,15 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from ..config import SpeedConfig, TrainingConfig
-from ..data import Batch, Encoded, collate, moved
+from ..data import Batch, Encoded, collate, join, moved
 from ..probing import Attached
+from ..probing.attention import maskless_width
+from ..probing.joined import joins
 from ..probing.loss import answer_losses
 from ..probing.memory import fitting_tokens
-from .graphs import CudaRecorder, GraphedPasses, Recorder, Sizes, launch_bound_tokens, why_not_recorded
-from .passes import answer_tokens, answer_weights, few_widths
+from .graphs import CudaRecorder, GraphedPasses, Recorder, Sizes, checkpoints, launch_bound_tokens, why_not_recorded
+from .passes import answer_tokens, answer_weights, few_widths, typical_tokens
 from .selector import MaskSelector
 
 _WIDTHS, _GRAPHS = 6, 12  # lengths that rows are padded to, and graphs at most: each costs two passes to make
+_JOINED_WIDTHS = 3  # lengths of rows inside attention alone, whose kernels may plan for each of them
 
 
 class PassBody:
@@ -64,8 +67,8 @@ class PassBody:
 class TrainingPass:
     """Runs passes of a training loop over `items`: recorded on a GPU where that is possible, else as they are.
 
-    `random` says that passes draw (dropout): a recorded one cannot be compared with another then, and the last block
-    sees all tokens, so that what is drawn does not depend on settings of speed.
+    `random` says that passes draw (dropout): a recorded one cannot be compared with another then, and all layers see
+    padded rows of all tokens, so that what is drawn does not depend on settings of speed.
     """
 
     def __init__(
@@ -77,11 +80,28 @@ class TrainingPass:
             attached, config.dropout, selector, narrow=attached.speed.narrow_last and not self.random
         )  # fmt: skip
         self.graphs: GraphedPasses | None = None
-        self.not_recorded = why_not_recorded(attached, max((len(item.input_ids) for item in items), default=0))
-        if self.not_recorded is None:
+        lengths = [len(item.input_ids) for item in items]
+        self._widths = few_widths(lengths, _JOINED_WIDTHS)
+        longest = max(lengths, default=0)
+        self._joins = not self.random and _joins(attached, config, longest)
+        self.not_recorded = why_not_recorded(attached, longest)
+        if self.not_recorded is None and not records_well(attached.speed, config, attached.model, items):
+            self.not_recorded = "its passes compute for longer than they take to launch"
+        elif self.not_recorded is None:
             self.record_with(CudaRecorder(), items, check=not self.random)
         elif self._device.type == "cuda" and attached.speed.cuda_graphs:
             warnings.warn(f"training passes are not recorded as CUDA graphs: {self.not_recorded}.", stacklevel=3)
+
+    @property
+    def padded(self) -> bool:
+        """Return whether sequences of a pass are padded to one length: those that are recorded are."""
+        return self.graphs is not None or not self._joins
+
+    def _batch(self, items: Sequence[Encoded]) -> Batch:
+        if len(items) == 1 or not self._joins:
+            return collate(items, self._attached.pad_id)
+        longest = max(len(item.input_ids) for item in items)
+        return join(items, next((width for width in self._widths if width >= longest), longest))
 
     @property
     def speed(self) -> SpeedConfig:
@@ -120,9 +140,29 @@ class TrainingPass:
         """
         if self.graphs is not None and self.graphs.takes(items):
             return self.graphs(items, count)
-        batch = collate(items, self._attached.pad_id).to(self._device)
+        batch = self._batch(items).to(self._device)
         weights = answer_weights(items, count, self._attached.bank.values.dtype)
         return self._body(batch, moved(weights, self._device))
+
+
+def could_join(speed: SpeedConfig, training: TrainingConfig, model: nn.Module, longest: int) -> bool:
+    """Return whether settings and lengths let the sequences of a pass follow each other in one row.
+
+    Not where layers are compiled, which would be done again for every pass, nor where what is drawn would depend on it.
+    """
+    wanted = speed.join_rows and speed.skip_mask and speed.compile_layers != "all" and training.dropout == 0.0
+    return wanted and training.batch_size * training.accumulation > 1 and maskless_width(model) >= longest
+
+
+def _joins(attached: Attached, training: TrainingConfig, longest: int) -> bool:
+    """Return whether they do: not where layers run again in the backward pass, outside of what tells them apart."""
+    model = attached.model
+    return could_join(attached.speed, training, model, longest) and not checkpoints(model) and joins(model, longest)
+
+
+def records_well(speed: SpeedConfig, training: TrainingConfig, model: nn.Module, items: Sequence[Encoded]) -> bool:
+    """Return whether most passes of a training take longer to launch than to compute."""
+    return typical_tokens(speed, training, items) <= launch_bound_tokens(model)
 
 
 def _has_dropout(model: nn.Module) -> bool:

@@ -1,0 +1,145 @@
+"""Sequences one after the other in a single row, without padding: what the layers compute token by token is not wasted.
+
+Attention is all that mixes tokens. There, and only there, the sequences lie in rows padded on the right, under causal
+attention without a mask; an attention implementation of our own name puts them there and back. It thus works with every
+kernel that PyTorch may choose, and a kernel that plans for every shape sees few of them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from ..data import Batch, Encoded, Joined, join
+from .attention import maskless_width
+
+_JOINED = "grasp_lora_joined"
+_LAYOUT: ContextVar[Joined | None] = ContextVar("layout", default=None)
+_KNOWN: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+# A sequence in a row against the same one alone, relative to its logits; in half precision, kernels for other shapes
+# differ by some hundredths after many layers.
+_AGREES = {torch.float64: 1e-6, torch.float32: 1e-3}
+_ROUGHLY = 0.15
+
+
+class _Spread(torch.autograd.Function):
+    """Tokens (T, ...) to rows (R, ...) that are zero elsewhere; `rows` (T,) says where each goes."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, rows: Tensor, count: int) -> Tensor:
+        ctx.save_for_backward(rows)
+        return tokens.new_zeros(count, *tokens.shape[1:]).index_copy_(0, rows, tokens)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor, None, None]:
+        return given.index_select(0, ctx.saved_tensors[0]), None, None
+
+
+class _Collected(torch.autograd.Function):
+    """Rows (R, ...) to tokens (T, ...): the transpose of `_Spread`, without sums, which would be made in any order."""
+
+    @staticmethod
+    def forward(ctx: Any, padded: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.count = len(padded)
+        return padded.index_select(0, rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, given: Tensor) -> tuple[Tensor, None]:
+        return given.new_zeros(ctx.count, *given.shape[1:]).index_copy_(0, ctx.saved_tensors[0], given), None
+
+
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any
+) -> tuple[Tensor, None]:
+    """Attend causally inside every sequence: queries, keys and values (1, H, T, D) to (1, T, H, D)."""
+    layout = _LAYOUT.get()
+    if (
+        layout is None
+        or attention_mask is not None
+        or {x.shape[::2] for x in (query, key, value)} != {(1, layout.rows.numel())}
+    ):
+        raise ValueError("attention over joined sequences was given a mask, or other tokens than theirs")
+    rows = layout.rows.to(query.device)
+
+    def spread(x: Tensor) -> Tensor:
+        lying: Tensor = _Spread.apply(x[0].transpose(0, 1), rows, layout.count * layout.width)  # type: ignore[no-untyped-call]
+        return lying.view(layout.count, layout.width, *lying.shape[1:]).transpose(1, 2)
+
+    found, _ = sdpa_attention_forward(module, spread(query), spread(key), spread(value), None, **more)
+    collected: Tensor = _Collected.apply(found.flatten(0, 1), rows)  # type: ignore[no-untyped-call]
+    return collected[None], None
+
+
+AttentionInterface.register(_JOINED, _attend)
+
+
+@contextmanager
+def attending(model: nn.Module, layout: Joined) -> Iterator[None]:
+    """Let `model`, one that `joins`, attend inside the sequences of a row, in the block; a pass back needs no block."""
+    settings: Any = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    before, token = settings._attn_implementation, _LAYOUT.set(layout)
+    settings._attn_implementation = _JOINED
+    try:
+        yield
+    finally:
+        settings._attn_implementation = before
+        _LAYOUT.reset(token)
+
+
+def joins(model: nn.Module, longest: int) -> bool:
+    """Return whether `model` can take sequences of up to `longest` tokens in one row without padding.
+
+    It must need no mask for them, and it is tried out, once: tokens of one sequence must not change a single bit of
+    the next one, which must come out as it does alone. So convolutions, recurrent layers, positions of the model's own
+    counting and layers that look at the whole batch rule themselves out.
+    """
+    if maskless_width(model) < longest:
+        return False
+    if model not in _KNOWN:
+        _KNOWN[model] = _tried_out(model)
+    return _KNOWN[model]
+
+
+@torch.no_grad()
+def _tried_out(model: nn.Module) -> bool:
+    """Return whether a sequence behind another one is left alone by it."""
+    whole: Any = model
+    device, size = whole.get_input_embeddings().weight.device, int(whole.config.get_text_config().vocab_size)
+    first, other, last = (
+        Encoded("", tuple((start + step * i) % size for i in range(count)), 1)
+        for start, step, count in ((5, 7, 3), (6, 11, 3), (9, 13, 5))
+    )
+    if device.type == "meta" or maskless_width(model) < len(last.input_ids):
+        return False
+    training = model.training
+    model.eval()
+    try:
+        alone = whole(input_ids=torch.tensor([last.input_ids], device=device), use_cache=False).logits[0]
+        behind, again = (
+            _logits(model, join([before, last]).to(device))[-len(last.input_ids) :] for before in (first, other)
+        )
+    except (ValueError, TypeError, RuntimeError, IndexError):  # it takes other things, or its layers do
+        return False
+    finally:
+        model.train(training)
+    close = (behind - alone).norm() <= _AGREES.get(alone.dtype, _ROUGHLY) * alone.norm()
+    return bool(torch.equal(behind, again) and close)
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    assert batch.joined is not None  # its maker has joined it
+    with attending(model, batch.joined):
+        logits: Tensor = model(input_ids=batch.input_ids, position_ids=batch.joined.positions, use_cache=False).logits
+    return logits[0]

@@ -1,0 +1,124 @@
+"""Sequences in one row without padding: the same losses and gradients, for the models that leave them apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.pico import FAMILIES, pico_adapter, pico_model, pico_setup
+from torch import nn
+
+from grasp_lora.adapters.inject import Injection
+from grasp_lora.config import SpeedConfig
+from grasp_lora.data import collate, join
+from grasp_lora.pipeline.models import freeze
+from grasp_lora.probing import example_losses
+from grasp_lora.probing.joined import attending, joins
+from grasp_lora.probing.loss import answer_losses
+from grasp_lora.training.step import TrainingPass
+
+LONG = {"sliding_window": 64}  # longer than the examples
+
+
+def family_model(family: str, dtype: torch.dtype = torch.float64):
+    return pico_model(family, dtype, **(LONG if family in ("mistral", "gemma3") else {}))
+
+
+def test_a_row_holds_every_sequence_as_it_is():
+    items = pico_setup(pico_model("llama")).items("train")[:4]
+    row, apart = join(items), collate(items, 0)
+    assert row.input_ids.tolist() == [[token for item in items for token in item.input_ids]]
+    assert row.joined.positions.tolist() == [[i for item in items for i in range(len(item.input_ids))]]
+    assert torch.equal(row.labels.flatten()[row.places + 1], apart.labels.flatten()[apart.places + 1])
+    flat = torch.zeros(apart.input_ids.numel(), dtype=torch.int64)
+    flat[row.joined.rows] = row.input_ids[0]
+    assert torch.equal(flat.view(apart.input_ids.shape), apart.input_ids)
+    with pytest.raises(ValueError, match="by example"):
+        example_losses(pico_model("llama"), row)
+    with pytest.raises(ValueError, match="does not fit"):
+        join(items, 3)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_and_gradients_are_those_of_padded_rows(family):
+    model = family_model(family)
+    work = pico_setup(model)
+    items, bank = work.items("train")[:5], work.bank([pico_adapter(model, "en", size=0.3)])
+    longest = max(len(item.input_ids) for item in items)
+    if family == "gemma":  # soft caps, which SDPA has not
+        assert not joins(model, longest)
+        return
+    assert joins(model, longest)
+    found = []
+    with Injection(model, bank.modules) as injection:
+        for batch in (collate(items, 0), join(items), join(items, longest + 7)):
+            values = bank.values.detach().requires_grad_()
+            with injection.active(bank.merged(values)):
+                losses = answer_losses(model, batch)
+            found.append((losses.detach(), *torch.autograd.grad(losses.square().sum(), values)))
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            torch.testing.assert_close(two, one, rtol=0, atol=1e-10)
+    assert found[0][1].abs().max() > 1e-3
+
+
+class Remembering(nn.Module):
+    """A layer norm that adds what the token before held, whatever sequence it is of."""
+
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.norm(hidden) + 1e-3 * hidden.roll(1, dims=1)
+
+
+class Counting(nn.Embedding):
+    """Positions that a model counts by itself."""
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return super().forward(torch.arange(ids.shape[-1])[None])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_models_whose_tokens_meet_outside_of_attention_keep_their_padding(dtype):
+    assert joins(family_model("llama", dtype), 20)
+    leaking = family_model("llama", dtype)
+    leaking.model.layers[1].input_layernorm = Remembering(leaking.model.layers[1].input_layernorm)
+    assert not joins(leaking, 20)
+    counting = family_model("gpt2", dtype)
+    assert joins(counting, 20)
+    counting = family_model("gpt2", dtype)
+    counting.transformer.wpe = Counting.from_pretrained(counting.transformer.wpe.weight)
+    assert not joins(counting, 20)
+    assert not joins(pico_model("mistral", dtype), 20)  # its window is shorter
+    assert not joins(nn.Linear(2, 2), 20)
+
+
+def test_attention_refuses_tokens_that_are_not_those_of_the_row():
+    model = family_model("llama")
+    items = pico_setup(model).items("train")[:3]
+    with attending(model, join(items).joined), pytest.raises(ValueError, match="other tokens"):
+        model(input_ids=join(items[:2]).input_ids)
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("change", "padded"),
+    [
+        ({}, False),
+        ({"speed": {"join_rows": False}}, True),
+        ({"speed": {"skip_mask": False}}, True),
+        ({"speed": {"compile_layers": "all"}}, True),
+        ({"model": {"gradient_checkpointing": True}}, True),
+    ],
+)
+def test_rows_are_padded_where_the_backward_pass_or_a_compiler_would_lose_them(change, padded):
+    model = family_model("llama")
+    work = pico_setup(model, {"model": change.get("model", {})})
+    freeze(model, work.config.model)
+    bank = work.bank([pico_adapter(model, "en")])
+    with Injection(model, bank.modules) as injection:
+        attached = replace(work.attach(injection, bank), speed=SpeedConfig(**change.get("speed", {})))
+        assert TrainingPass(attached, work.items("train"), work.config.finalize, None).padded is padded
