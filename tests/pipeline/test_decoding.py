@@ -181,3 +181,14 @@ def test_a_captured_step_gives_the_same_tokens_with_and_without_adapters(family)
                 assert proceed.captured
     plain = generate_answers(model, Ids(2), PROMPTS, max_new_tokens=NEW, batch_size=2)
     assert generate_answers(model, Ids(2), PROMPTS, max_new_tokens=NEW, batch_size=2, static=True) == plain
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_steps_are_captured_on_one_gpu_after_the_other():
+    for device in ("cuda:0", "cuda:1"):
+        model = pico_model("llama", torch.float64).to(device)
+        expected = [naive(model, prompt) for prompt in PROMPTS]
+        proceed = decoder(model, capture=True)
+        assert proceed(PROMPTS[:3]) + proceed(PROMPTS[3:]) == expected
+        assert proceed.captured

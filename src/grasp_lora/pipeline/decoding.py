@@ -187,12 +187,13 @@ class StaticDecoder:
         """Return the step as a graph; one step beforehand lets libraries choose kernels and take their memory."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._tokens.device):
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            # PyTorch's own stream for captures is one of the GPU that captured first in this process.
+            side, capturing = torch.cuda.Stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 self._step()
             torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=capturing, capture_error_mode="thread_local"):
                 self._step()
         return graph
 

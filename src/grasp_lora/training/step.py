@@ -79,7 +79,7 @@ class TrainingPass:
         self.graphs: GraphedPasses | None = None
         self.not_recorded = why_not_recorded(attached, max((len(item.input_ids) for item in items), default=0))
         if self.not_recorded is None:
-            self.record_with(CudaRecorder(), items, check=not self.random)
+            self.record_with(CudaRecorder(self._device), items, check=not self.random)
         elif self._device.type == "cuda" and attached.speed.cuda_graphs:
             warnings.warn(f"training passes are not recorded as CUDA graphs: {self.not_recorded}.", stacklevel=3)
 
