@@ -180,6 +180,40 @@ def test_too_small_a_test_file_is_one_line_and_an_exit_code(drawn, tmp_path, cap
     assert capsys.readouterr().err.startswith("error: qa/ar: too few documents for train in half of test.jsonl (10)")
 
 
+def test_a_line_that_is_no_json_is_one_line_and_an_exit_code(drawn, tmp_path, capsys):
+    path = tmp_path / "data" / "qa" / "ar" / "dev.jsonl"
+    path.write_text(path.read_text() + "{no}\n", encoding="utf-8")
+    assert drawn() == 3
+    assert capsys.readouterr().err.startswith(f"error: {path}, line 5: not valid JSON")
+    path.write_text('{"id": "a"}\n', encoding="utf-8")
+    assert drawn() == 3
+    assert capsys.readouterr().err.startswith(f"error: {path}, line 1: there is no document")
+    assert not drawn.out.exists()
+
+
+def test_a_file_with_other_content_is_not_overwritten(drawn, capsys):
+    other = drawn.out / "8" / "qa" / "ar" / "dev.jsonl"
+    write_rows(other, pico_rows(2, "other"))
+    before = other.read_bytes()
+    assert drawn("--seeds", 7, 8) == 6
+    assert capsys.readouterr().err.startswith(f"error: {other} exists with other content and is not overwritten")
+    assert other.read_bytes() == before
+    assert not (drawn.out / "7").exists()
+
+
+def test_the_halves_and_the_draws_of_the_record_stay_and_seed_0_has_a_stream_of_its_own(monkeypatch):
+    module, asked = script("fresh_draws"), []
+    stream = module.derive_seed
+    monkeypatch.setattr(module, "derive_seed", lambda *named: asked.append(stream(*named)) or asked[-1])
+    rows = [{"context": f"context {index}"} for index in range(40)]
+    pool, _ = module.halves(rows, "qa/ar")
+    for seed in (0, *module.SEEDS):
+        module.draw(pool, {"train": 3, "dev": 2, "micro_dev": 1}, seed, "qa/ar")
+    halved, zero, *committed = asked
+    assert zero != halved
+    assert [halved, *committed] == [stream(seed, "fresh draw qa/ar") for seed in (0, *module.SEEDS)]
+
+
 def test_every_seed_of_the_fresh_comparison_has_data_of_its_own(tiny, drawn, tmp_path, monkeypatch, capsys):
     assert drawn("--seeds", 7, 8) == 0
     tree = parse_yaml((SETTINGS / "fresh.yaml").read_text(encoding="utf-8"), "fresh.yaml")
