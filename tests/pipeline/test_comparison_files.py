@@ -290,12 +290,23 @@ def test_the_page_is_what_the_records_say(monkeypatch, tmp_path, capsys):
     assert run_script(module, monkeypatch, "--check") == 1
     assert "python scripts/results_page.py" in capsys.readouterr().err
     assert run_script(module, monkeypatch) == 0
-    apart = (module.CURVES, module.FRESH, f"{module.FRESH}-curves")
+    apart = (module.CURVES, module.FRESH, module.FRESH_CURVES)
     shown = {name: record for name, record in committed().items() if name not in apart}
     assert (tmp_path / "results.md").read_text(encoding="utf-8") == page(shown, module.TITLES)
-    plots = {f"compare-{name}" for name in committed() if name not in (module.CURVES, f"{module.FRESH}-curves")}
+    plots = {f"compare-{name}" for name in committed() if name not in (module.CURVES, module.FRESH_CURVES)}
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == plots
     assert (tmp_path / "results-curves.md").exists()
+
+
+@pytest.mark.parametrize("name", ["fresh", "fresh-curves"])
+def test_one_of_the_two_records_of_fresh_draws_is_told(name, monkeypatch, tmp_path, capsys):
+    module = script("results_page")
+    (tmp_path / f"{name}.json").write_bytes((SETTINGS / f"{name}.json").read_bytes())
+    monkeypatch.setattr(module, "RECORDS", tmp_path)
+    monkeypatch.setattr(module, "DOCS", tmp_path / "docs")
+    assert run_script(module, monkeypatch) == 6
+    assert capsys.readouterr().err.startswith(f"error: {name}.json is there without ")
+    assert not (tmp_path / "docs").exists()
 
 
 def test_committed_records_name_no_place_of_a_machine():
