@@ -22,8 +22,8 @@ from ..adapters.bank import AdapterBank
 from ..data import Batch, Encoded, collate, moved
 from ..probing import Attached
 from ..probing.attention import maskless_width
-from ..probing.layers import decoder_layers
 from ..probing.loss import gatherable_head
+from ..probing.memory import parameters_and_layers, tokens_of_work
 from .passes import answer_weights
 
 # Relative difference of a recorded gradient from that of the same pass unrecorded. Other kernels and bfloat16 make it
@@ -279,8 +279,7 @@ def launch_bound_tokens(model: nn.Module) -> int:
     multiplications with its weights meanwhile. Larger passes gain nothing by a recording, which costs two passes and
     keeps their activations' memory.
     """
-    layers = max(1, len(decoder_layers(model)))
-    return int(6e11 * layers / max(1, sum(parameter.numel() for parameter in model.parameters())))
+    return tokens_of_work(6e11, *parameters_and_layers(model))
 
 
 def checkpoints(model: nn.Module) -> bool:
