@@ -69,6 +69,15 @@ def test_a_head_that_has_a_hook_and_attention_that_needs_a_mask(family):
     assert not any("update" in vars(layer) for layer in proceed._cache.layers)
 
 
+@pytest.mark.parametrize("family", ABLE)
+def test_a_model_whose_logits_come_from_elsewhere_than_its_named_head(family, monkeypatch):
+    model = pico_model(family, torch.float64)
+    expected = [naive(model, prompt) for prompt in PROMPTS]
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: torch.nn.Linear(1, 1))
+    proceed = decoder(model)
+    assert proceed(PROMPTS[:3]) + proceed(PROMPTS[3:]) == expected
+
+
 def test_adapters_in_hooks_take_part():
     model = pico_model("llama", torch.float64)
     bank = AdapterBank([pico_adapter(model, "a")], MergeConfig(), torch.float64)
