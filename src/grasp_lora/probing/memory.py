@@ -96,10 +96,10 @@ def short_tokens(parameters: int, layers: int, device: torch.device) -> int:
 def parameters_and_layers(model: nn.Module) -> tuple[int, int]:
     """Return how many parameters a model has, packed ones counted one by one, and the length of its longest list."""
     layers = max((len(module) for module in model.modules() if isinstance(module, nn.ModuleList)), default=1)
-    return sum(_numbers(parameter) for parameter in model.parameters()), layers
+    return sum(numbers_in(parameter) for parameter in model.parameters()), layers
 
 
-def _numbers(parameter: nn.Parameter) -> int:
+def numbers_in(parameter: nn.Parameter) -> int:
     """Return how many numbers a parameter holds: bitsandbytes packs two of 4 bits in a byte, and keeps their shape."""
     shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
     return parameter.numel() if shape is None else math.prod(shape)
