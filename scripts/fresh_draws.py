@@ -7,7 +7,7 @@ for all seeds; from the other every seed draws for itself as many examples as tr
 micro_dev.jsonl beside it have, in splits that share no document. As there, training examples come from a document
 each as far as there are enough documents, and dev and micro-dev take documents whole. OUT then is a data folder for
 benchmarks/compare/fresh.yaml: OUT/qa/ar/test.jsonl and OUT/SEED/qa/ar/{train,dev,micro_dev}.jsonl, with the
-source's files copied.
+source's files copied. More seeds may be drawn into the same OUT; a file with other content is not overwritten.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from grasp_lora.data.leakage import text_key
-from grasp_lora.errors import DataError, GraspError
+from grasp_lora.data.readers import read_rows
+from grasp_lora.errors import DataError, GraspError, RunError
 from grasp_lora.rng import derive_seed
 from grasp_lora.runs import write_text_atomic
 
@@ -43,14 +44,15 @@ def by_document(rows: Sequence[Row]) -> list[list[Row]]:
 def halves(rows: Sequence[Row], name: str) -> tuple[list[list[Row]], list[Row]]:
     """Return the documents to draw from, and the examples of all others in the order of the file."""
     documents = by_document(rows)
-    drawn = set(_random(0, name).sample(range(len(documents)), len(documents) // 2))
+    drawn = set(_random(0, f"fresh draw {name}").sample(range(len(documents)), len(documents) // 2))
     pool = [documents[index] for index in sorted(drawn)]
     return pool, [row for index, each in enumerate(documents) if index not in drawn for row in each]
 
 
 def draw(pool: Sequence[list[Row]], sizes: dict[str, int], seed: int, name: str) -> dict[str, list[Row]]:
     """Return the splits of one seed, with `sizes` examples; raises `DataError` when the documents do not suffice."""
-    dealer = _random(seed, name)
+    # Seed 0 by another name: its own is that of the halves, which the records are made with.
+    dealer = _random(seed, f"fresh draw {name}" if seed else f"fresh draw of seed 0 {name}")
     documents = dealer.sample(pool, len(pool))
     splits: dict[str, list[Row]] = {}
     for split in WHOLE:
@@ -71,31 +73,58 @@ def draw(pool: Sequence[list[Row]], sizes: dict[str, int], seed: int, name: str)
 
 
 def _random(seed: int, name: str) -> random.Random:
-    return random.Random(derive_seed(seed, f"fresh draw {name}"))
+    return random.Random(derive_seed(seed, name))
 
 
 def read(path: Path) -> list[Row]:
-    """Return the rows of a JSON Lines file; raises `DataError` when it is not there."""
+    """Return the rows of a JSON Lines file; raises `DataError` for none, a bad line, or one without a document."""
     if not path.is_file():
         raise DataError(f"{path} is not there. --data is the folder with {', '.join(CELLS)}.")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = []
+    for where, row in read_rows(str(path)):
+        if not isinstance(row.get("context", row.get("text")), str):
+            raise DataError(f"{where}: there is no document: neither 'context' nor 'text' is a text.")
+        rows.append(dict(row))
+    return rows
 
 
-def write(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows as JSON Lines."""
-    write_text_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def lines(rows: Sequence[Row]) -> str:
+    """Return rows as JSON Lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def draw_cell(data: Path, out: Path, name: str, seeds: Sequence[int]) -> str:
-    """Write the test file of a cell and the splits of every seed; returns what was done in a line."""
+def write_new(files: Mapping[Path, str]) -> None:
+    """Write all files; raises `RunError`, and writes none, when one is there with other content."""
+    for path, text in files.items():
+        if path.exists() and path.read_bytes() != text.encode():
+            raise RunError(f"{path} exists with other content and is not overwritten. Choose another --out.")
+    for path, text in files.items():
+        write_text_atomic(path, text)
+
+
+def draw_cell(data: Path, name: str, seeds: Sequence[int]) -> tuple[dict[str, list[Row]], str]:
+    """Return a cell's test file and the splits of every seed by their path, and what was done in a line."""
     sizes = {split: len(read(data / name / f"{split}.jsonl")) for split in ("train", *WHOLE)}
     pool, test = halves(read(data / name / "test.jsonl"), name)
-    write(out / name / "test.jsonl", test)
+    found = {f"{name}/test.jsonl": test}
     for seed in seeds:
         for split, rows in draw(pool, sizes, seed, name).items():
-            write(out / str(seed) / name / f"{split}.jsonl", rows)
+            found[f"{seed}/{name}/{split}.jsonl"] = rows
     shown = ", ".join(f"{split} {size}" for split, size in sizes.items())
-    return f"{name}: {len(pool)} documents to draw {shown} from; test {len(test)}\n"
+    return found, f"{name}: {len(pool)} documents to draw {shown} from; test {len(test)}\n"
+
+
+def drawn(data: Path, seeds: Sequence[int]) -> tuple[dict[str, list[Row]], str]:
+    """Return the rows of every file of a data folder by its path, and what was done."""
+    found: dict[str, list[Row]] = {}
+    said = ""
+    for name in CELLS:
+        files, line = draw_cell(data, name, seeds)
+        found |= files
+        said += line
+    for name in SOURCES:
+        found |= {f"{name}/{split}.jsonl": read(data / name / f"{split}.jsonl") for split in ("train", "dev")}
+    return found, said
 
 
 def main() -> int:
@@ -106,11 +135,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     args = parser.parse_args()
     try:
-        for name in CELLS:
-            sys.stdout.write(draw_cell(args.data, args.out, name, args.seeds))
-        for name in SOURCES:
-            for split in ("train", "dev"):
-                write(args.out / name / f"{split}.jsonl", read(args.data / name / f"{split}.jsonl"))
+        found, said = drawn(args.data, args.seeds)
+        write_new({args.out / path: lines(rows) for path, rows in found.items()})
+        sys.stdout.write(said)
     except GraspError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import MISSING, fields
 
 
 class GraspError(Exception):
@@ -90,3 +91,20 @@ def check_choice(name: str, value: str, known: Iterable[str]) -> None:
     choices = list(known)
     if value not in choices:
         raise ConfigError(f"{name} must be {' or '.join(choices)}, got '{value}'.{nearest(value, choices)}")
+
+
+def check_fields(saved: Iterable[str], kind: type, *, more: bool = False) -> None:
+    """Raise `RunError` when `saved`, names in a checkpoint, are not the fields of the dataclass `kind`.
+
+    Fields with a default may be missing; with `more`, there may be others.
+    """
+    names, known = set(saved), fields(kind)
+    needed = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
+    wrong = [f"lacks {name}" for name in sorted(needed - names)]
+    if not more:
+        wrong += [f"has {name}" for name in sorted(names - {f.name for f in known})]
+    if wrong:
+        raise RunError(
+            f"checkpoint: {kind.__name__} {', '.join(wrong)}, so another version of grasp-lora wrote it. Go on with "
+            "that version (manifest.json names it), or start the run anew."
+        )

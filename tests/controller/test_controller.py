@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +67,38 @@ def test_saved_and_restored_goes_on_identically(preset: str, seed: int, cut: int
 def test_a_state_of_another_version_is_refused() -> None:
     with pytest.raises(RunError, match="version 1 is read here, got 7"):
         Controller(ControllerConfig(), 0).load_state_dict({"version": 7})
+
+
+def a_state() -> dict[str, Any]:
+    controller, slice_ = Controller(ControllerConfig(), 3), Slice(valley(), 3)
+    for t in range(4):
+        step(controller, slice_, t)
+    saved: dict[str, Any] = json.loads(json.dumps(controller.state_dict()))
+    assert saved["latest"] is not None
+    return saved
+
+
+def test_what_an_earlier_version_kept_of_its_estimate_is_read() -> None:
+    saved, other = a_state(), Controller(ControllerConfig(), 3)
+    other.load_state_dict(saved | {"latest": saved["latest"] | {"p_star": 0.3, "level": 0.95}})
+    assert json.loads(json.dumps(other.state_dict())) == saved
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("latest", lambda latest: latest.pop("gain"), "Glimpse lacks gain"),
+        ("state", lambda state: state.pop("std"), "PolicyState lacks std"),
+        ("state", lambda state: state.update(momentum=1.0), "PolicyState has momentum"),
+        ("decisions", lambda decisions: decisions[0].pop("rewards"), "Decision lacks rewards"),
+        ("observations", lambda seen: seen.update(loud=[]), "Observations has loud"),
+    ],
+)
+def test_fields_of_another_version_are_told(part: str, change: Callable[[Any], Any], said: str) -> None:
+    saved = a_state()
+    change(saved[part])
+    with pytest.raises(RunError, match=f"{said}, so another version of grasp-lora wrote it. Go on with"):
+        Controller(ControllerConfig(), 3).load_state_dict(saved)
 
 
 @settings(max_examples=6, deadline=None)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from grasp_lora.pipeline.bench.stages import stage_times
 from grasp_lora.pipeline.bench.variants import PIECES, planned, switches
 from grasp_lora.pipeline.bench.workloads import mean_tokens
 from grasp_lora.runs import QuietProgress
+from pico import pico_model
 
 SHAPE = {
     "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -65,6 +67,16 @@ def test_lengths_are_those_of_the_definition(name, train, micro_dev):
     assert (config.search.epochs * 50, config.finalize.epochs * -(-50 // config.finalize.accumulation)) == (500, 70)
     assert (config.search.batch_size, config.controller.candidates, config.controller.interval) == (1, 3, 10)
     assert {len(prompt) for prompt in workloads.WORKLOADS["mlqa-8b"].prompts()} == {363}
+
+
+def test_the_body_of_a_model_in_4_bits_is_that_of_the_model():
+    model = pico_model("llama")
+    body = workloads.body_parameters(model)
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    packed = torch.nn.Parameter(torch.zeros(weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+    packed.quant_state = SimpleNamespace(shape=weight.shape)  # as bitsandbytes keeps it
+    model.model.layers[0].self_attn.q_proj.weight = packed
+    assert workloads.body_parameters(model) == body
 
 
 def test_the_body_is_all_but_embeddings_and_head_and_the_floor_is_the_defined_one():

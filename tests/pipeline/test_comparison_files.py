@@ -180,6 +180,40 @@ def test_too_small_a_test_file_is_one_line_and_an_exit_code(drawn, tmp_path, cap
     assert capsys.readouterr().err.startswith("error: qa/ar: too few documents for train in half of test.jsonl (10)")
 
 
+def test_a_line_that_is_no_json_is_one_line_and_an_exit_code(drawn, tmp_path, capsys):
+    path = tmp_path / "data" / "qa" / "ar" / "dev.jsonl"
+    path.write_text(path.read_text() + "{no}\n", encoding="utf-8")
+    assert drawn() == 3
+    assert capsys.readouterr().err.startswith(f"error: {path}, line 5: not valid JSON")
+    path.write_text('{"id": "a"}\n', encoding="utf-8")
+    assert drawn() == 3
+    assert capsys.readouterr().err.startswith(f"error: {path}, line 1: there is no document")
+    assert not drawn.out.exists()
+
+
+def test_a_file_with_other_content_is_not_overwritten(drawn, capsys):
+    other = drawn.out / "8" / "qa" / "ar" / "dev.jsonl"
+    write_rows(other, pico_rows(2, "other"))
+    before = other.read_bytes()
+    assert drawn("--seeds", 7, 8) == 6
+    assert capsys.readouterr().err.startswith(f"error: {other} exists with other content and is not overwritten")
+    assert other.read_bytes() == before
+    assert not (drawn.out / "7").exists()
+
+
+def test_the_halves_and_the_draws_of_the_record_stay_and_seed_0_has_a_stream_of_its_own(monkeypatch):
+    module, asked = script("fresh_draws"), []
+    stream = module.derive_seed
+    monkeypatch.setattr(module, "derive_seed", lambda *named: asked.append(stream(*named)) or asked[-1])
+    rows = [{"context": f"context {index}"} for index in range(40)]
+    pool, _ = module.halves(rows, "qa/ar")
+    for seed in (0, *module.SEEDS):
+        module.draw(pool, {"train": 3, "dev": 2, "micro_dev": 1}, seed, "qa/ar")
+    halved, zero, *committed = asked
+    assert zero != halved
+    assert [halved, *committed] == [stream(seed, "fresh draw qa/ar") for seed in (0, *module.SEEDS)]
+
+
 def test_every_seed_of_the_fresh_comparison_has_data_of_its_own(tiny, drawn, tmp_path, monkeypatch, capsys):
     assert drawn("--seeds", 7, 8) == 0
     tree = parse_yaml((SETTINGS / "fresh.yaml").read_text(encoding="utf-8"), "fresh.yaml")
@@ -256,12 +290,23 @@ def test_the_page_is_what_the_records_say(monkeypatch, tmp_path, capsys):
     assert run_script(module, monkeypatch, "--check") == 1
     assert "python scripts/results_page.py" in capsys.readouterr().err
     assert run_script(module, monkeypatch) == 0
-    apart = (module.CURVES, module.FRESH, f"{module.FRESH}-curves")
+    apart = (module.CURVES, module.FRESH, module.FRESH_CURVES)
     shown = {name: record for name, record in committed().items() if name not in apart}
     assert (tmp_path / "results.md").read_text(encoding="utf-8") == page(shown, module.TITLES)
-    plots = {f"compare-{name}" for name in committed() if name not in (module.CURVES, f"{module.FRESH}-curves")}
+    plots = {f"compare-{name}" for name in committed() if name not in (module.CURVES, module.FRESH_CURVES)}
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == plots
     assert (tmp_path / "results-curves.md").exists()
+
+
+@pytest.mark.parametrize("name", ["fresh", "fresh-curves"])
+def test_one_of_the_two_records_of_fresh_draws_is_told(name, monkeypatch, tmp_path, capsys):
+    module = script("results_page")
+    (tmp_path / f"{name}.json").write_bytes((SETTINGS / f"{name}.json").read_bytes())
+    monkeypatch.setattr(module, "RECORDS", tmp_path)
+    monkeypatch.setattr(module, "DOCS", tmp_path / "docs")
+    assert run_script(module, monkeypatch) == 6
+    assert capsys.readouterr().err.startswith(f"error: {name}.json is there without ")
+    assert not (tmp_path / "docs").exists()
 
 
 def test_committed_records_name_no_place_of_a_machine():

@@ -69,6 +69,15 @@ def test_a_head_that_has_a_hook_and_attention_that_needs_a_mask(family):
     assert not any("update" in vars(layer) for layer in proceed._cache.layers)
 
 
+@pytest.mark.parametrize("family", ABLE)
+def test_a_model_whose_logits_come_from_elsewhere_than_its_named_head(family, monkeypatch):
+    model = pico_model(family, torch.float64)
+    expected = [naive(model, prompt) for prompt in PROMPTS]
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: torch.nn.Linear(1, 1))
+    proceed = decoder(model)
+    assert proceed(PROMPTS[:3]) + proceed(PROMPTS[3:]) == expected
+
+
 def test_adapters_in_hooks_take_part():
     model = pico_model("llama", torch.float64)
     bank = AdapterBank([pico_adapter(model, "a")], MergeConfig(), torch.float64)
@@ -181,3 +190,14 @@ def test_a_captured_step_gives_the_same_tokens_with_and_without_adapters(family)
                 assert proceed.captured
     plain = generate_answers(model, Ids(2), PROMPTS, max_new_tokens=NEW, batch_size=2)
     assert generate_answers(model, Ids(2), PROMPTS, max_new_tokens=NEW, batch_size=2, static=True) == plain
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_steps_are_captured_on_one_gpu_after_the_other():
+    for device in ("cuda:0", "cuda:1"):
+        model = pico_model("llama", torch.float64).to(device)
+        expected = [naive(model, prompt) for prompt in PROMPTS]
+        proceed = decoder(model, capture=True)
+        assert proceed(PROMPTS[:3]) + proceed(PROMPTS[3:]) == expected
+        assert proceed.captured

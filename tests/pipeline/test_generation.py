@@ -231,6 +231,7 @@ def test_batches_that_do_not_fit_are_halved_and_answers_stay() -> None:
     assert answers == wanted
     assert seen == [(2, 5), (4, 5), (5, 5)]
     assert len(said) == 1
+    assert generate(model, 5) == wanted  # what has fitted is known by now: nothing is tried and said again
 
 
 def test_wrong_input() -> None:

@@ -3,8 +3,12 @@
 import json
 
 import pytest
+import torch
+from transformers import AutoConfig
 from world import World
 
+from grasp_lora.config import Config
+from grasp_lora.pipeline import footprint
 from grasp_lora.pipeline.plan import make_plan
 from grasp_lora.pipeline.story import run_pipeline
 
@@ -94,3 +98,44 @@ def test_the_memory_follows_a_round_where_that_is_larger(world):
 
     assert memory(controller__candidates=7) > memory(controller__candidates=3)
     assert memory(controller__candidates=7) > memory(controller__candidates=7, search__eval_batch_size=1)
+
+
+@pytest.fixture
+def on_a_gpu(monkeypatch):
+    """Estimate as on a GPU that runs kernels."""
+    monkeypatch.setattr(footprint, "resolve_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(footprint, "kernels_run", lambda _: True)
+
+
+@pytest.mark.parametrize("larger", [{"finalize__accumulation": 6}, {"search__eval_batch_size": 6}])
+def test_the_dry_run_says_that_passes_shrink_to_the_memory_of_a_gpu(world, cli, on_a_gpu, larger):
+    changes = dict.fromkeys((f"{stage}__batch_size" for stage in ("finalize", "train_target", "train_source")), 1)
+    config = {**changes, "search__batch_size": 1, "search__accumulation": 1, "search__eval_batch_size": 1, **larger}
+    plan = make_plan(world.config(**config))
+    assert plan.memory > plan.least_memory > 2 * plan.parameters
+    shown = " ".join(cli("run", "--config", world.file(**config), "--dry-run").out.split())
+    assert "GiB; passes shrink to what the GPU has free, down to " in shown
+
+
+def test_passes_on_a_cpu_are_as_large_as_planned(world, cli):
+    plan = make_plan(world.config(finalize__accumulation=6))
+    assert plan.memory == plan.least_memory
+    assert "passes shrink" not in cli("run", "--config", world.file(), "--dry-run").out
+
+
+FAMILIES = {"llama": True, "qwen3": True, "gemma": False, "gemma2": False, "gpt2": False, "gpt_neox": False}
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "saves"),
+    [*((name, "bfloat16", saves) for name, saves in FAMILIES.items()), ("llama", "float64", False)],
+)
+def test_kernels_lower_the_estimate_only_where_they_run(family, dtype, saves, on_a_gpu):
+    def estimated(fused):
+        config = Config.model_validate({"model": {"dtype": dtype}, "speed": {"fused_kernels": fused}})
+        size = footprint.Pass(4096, 64)
+        return footprint.peak_bytes(
+            config, AutoConfig.for_model(family), parameters=1, trainable=1, training=size, probing=size
+        )
+
+    assert (estimated(True) < estimated(False)) is saves

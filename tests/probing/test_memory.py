@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from grasp_lora.probing.memory import GpuPeak, fitting_tokens, free_bytes, short_pass
+from grasp_lora.probing.memory import GpuPeak, fitting_tokens, free_bytes, parameters_and_layers, short_pass
+from grasp_lora.training.graphs import launch_bound_tokens
 
 GPU = torch.device("cuda", 0)
 
@@ -76,3 +79,21 @@ def test_a_pass_is_short_below_what_its_overhead_would_do():
     for device in (torch.device("cpu"), GPU):
         assert short_pass(small, device) > short_pass(large, device) > 0
     assert short_pass(large, GPU) > short_pass(large, torch.device("cpu"))
+
+
+class Packed(torch.nn.Parameter):
+    """A weight as bitsandbytes keeps one of 4 bits: two numbers a byte, in one column, its shape beside it."""
+
+    def __new__(cls, rows, columns):
+        made = super().__new__(cls, torch.zeros(rows * columns // 2, 1, dtype=torch.uint8), requires_grad=False)
+        made.quant_state = SimpleNamespace(shape=torch.Size([rows, columns]))
+        return made
+
+
+def test_packed_weights_count_as_the_numbers_they_hold():
+    plain, packed = (torch.nn.ModuleList(torch.nn.Linear(64, 64, bias=False) for _ in range(4)) for _ in range(2))
+    for layer in packed:
+        layer.weight = Packed(64, 64)
+    assert parameters_and_layers(packed) == parameters_and_layers(plain) == (4 * 64 * 64, 4)
+    assert short_pass(packed, GPU) == short_pass(plain, GPU)
+    assert launch_bound_tokens(packed) == launch_bound_tokens(plain) == int(6e11 / 64**2)

@@ -38,8 +38,8 @@ COMPILED = {"compile_layers": "all"}  # and recorded
 DTYPES = (torch.float64, torch.float32)
 
 
-def on_gpu(family: str, dtype: torch.dtype, config: dict[str, Any] | None = None):
-    model = pico_model(family, dtype).to("cuda").requires_grad_(False)
+def on_gpu(family: str, dtype: torch.dtype, config: dict[str, Any] | None = None, device: str = "cuda"):
+    model = pico_model(family, dtype).to(device).requires_grad_(False)
     return model, pico_setup(model, config)
 
 
@@ -154,3 +154,22 @@ def test_losses_are_looked_at_together_and_all_of_them():
         rows[every] = [values["loss"] for kind, values in seen if kind == "step"]
     assert len(rows[1]) == 24
     assert rows[5] == pytest.approx(rows[1], abs=1e-9)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_another_gpu_than_the_current_one_records_its_passes():
+    assert torch.cuda.current_device() == 0
+    found = []
+    for speed in (PLAIN, {}):
+        given = {"epochs": 4, "lr": 5e-3, "batch_size": 1, "accumulation": 1}
+        model, work = on_gpu("llama", torch.float64, {"finalize": given, "speed": speed}, "cuda:1")
+        bank = work.bank([pico_adapter(model, "en"), pico_adapter(model, "ar")])
+        assert bank.values.device == torch.device("cuda", 1)
+        with Injection(model, bank.modules) as injection:
+            loop = TrainingLoop(work.attach(injection, bank), work.items("train"), work.config.finalize, seed=3)
+            losses = loop.run().train_losses
+            assert bool(loop._pass.graphs and loop._pass.graphs.recorded) is (speed is not PLAIN)
+        found.append((losses, bank.values.detach()))
+    assert found[1][0] == pytest.approx(found[0][0], abs=1e-8)
+    torch.testing.assert_close(found[1][1], found[0][1], rtol=0, atol=1e-7)
+    assert torch.cuda.current_device() == 0

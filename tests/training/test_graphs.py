@@ -136,10 +136,24 @@ def test_recordings_get_the_memory_that_is_left():
     world, recorder = World("llama"), Repeats()
     world.passes.leave_to_recordings(3)  # nothing is recorded yet
     world.passes.record_with(recorder, world.items)
-    for left, recorded in ((50, True), (10**9, True), (3, False), (50, False)):
+    one, four = world.items[:1], world.items[:4]
+    for left in (10**9, 50):
         world.passes.leave_to_recordings(left)
-        assert world.passes.graphs.takes(world.items[:1]) is recorded
-        assert not world.passes.graphs.takes(world.items[:4])
+        assert world.passes.graphs.takes(one)
+    with pytest.warns(UserWarning, match=r"no room to record training passes of \d+ tokens and more") as seen:
+        assert not world.passes.graphs.takes(four)
+    assert len(seen) == 1
+    world.passes.leave_to_recordings(-7)
+    world.passes.leave_to_recordings(50)
+    assert not world.passes.graphs.takes(one)  # and it is not said again
+
+
+def test_nothing_is_said_of_memory_where_passes_would_not_be_recorded_anyway(monkeypatch):
+    monkeypatch.setattr(step, "launch_bound_tokens", lambda _: 3)
+    world = World("llama")
+    world.passes.record_with(Repeats(), world.items)
+    world.passes.leave_to_recordings(1)
+    assert not world.passes.graphs.takes(world.items[:1])
 
 
 def test_a_large_model_computes_longer_than_it_launches():
@@ -184,6 +198,27 @@ def test_a_recording_that_gives_another_gradient_is_not_trusted():
         found = [world.epoch() for _ in range(2)]
     for one in found:
         assert_close(one, plain)
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_work_that_ran_instead_of_being_recorded_is_not_trusted(check):
+    """What a stream of another GPU does: the work runs as it is, and the replay of nothing does nothing."""
+    world = World(importance="activation")
+    plain, norms = world.epoch(), world.norms()
+    world.selector._norms.reset()
+
+    def at_once(work):
+        return lambda: None, work()
+
+    world.passes.record_with(at_once, world.items, check=check)
+    with pytest.warns(UserWarning, match=r"another gradient \(it ran at once\)") as seen:
+        found = world.epoch()
+    assert len(seen) == 1
+    assert world.passes.graphs.recorded == ()
+    for one in (found, world.epoch()):
+        assert_close(one, plain)
+    for module, norm in world.norms().items():  # over two epochs by now
+        torch.testing.assert_close(norm, norms[module] * 2**0.5, rtol=1e-12, atol=0)
 
 
 def test_reasons_not_to_record_are_said():

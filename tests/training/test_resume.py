@@ -12,6 +12,7 @@ from tests.pico import Recorder, pico_adapter, pico_model, pico_setup, stopped_a
 
 from grasp_lora.adapters.inject import Injection
 from grasp_lora.adapters.point import MergePoint
+from grasp_lora.errors import RunError
 from grasp_lora.pipeline.adapters import train_adapter
 from grasp_lora.pipeline.finalize import finalize
 from grasp_lora.pipeline.search import search
@@ -142,3 +143,13 @@ def test_a_checkpoint_is_a_snapshot_that_later_steps_leave_alone():
             other.position.epoch = 0  # train on
             other.run()
             assert all(torch.equal(tensors[name], value) for name, value in kept.items())
+
+
+def test_a_checkpoint_of_another_version_is_refused():
+    work, adapters = made({"finalize": TRAINING})
+    bank = work.bank(adapters)
+    with Injection(work.base.model, bank.modules) as injection:
+        loop = TrainingLoop(work.attach(injection, bank), work.items("train"), work.config.finalize, seed=3)
+        tensors, plain = loop.state()
+        with pytest.raises(RunError, match="Position has momentum, so another version"):
+            loop.load(tensors, plain | {"position": plain["position"] | {"momentum": 0.0}})

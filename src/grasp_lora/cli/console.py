@@ -178,12 +178,19 @@ def show_plan(plan: Plan, as_json: bool) -> None:
     console.print(_table(columns, rows))
     console.print(
         f"base model {plan.parameters / 1e6:,.1f}M parameters, {plan.trainable:,} trainable; "
-        f"estimated peak memory {plan.memory / 2**30:.2f} GiB"
+        f"estimated peak memory {_memory(plan)}"
     )
     if plan.prediction:
         _show_prediction(plan.prediction)
     for warning in plan.warnings:
         console.print(f"warning: {warning}", markup=False)
+
+
+def _memory(plan: Plan) -> str:
+    most, least = (f"{size / 2**30:.2f} GiB" for size in (plan.memory, plan.least_memory))
+    if plan.least_memory == plan.memory:
+        return most
+    return f"at most {most}; passes shrink to what the GPU has free, down to {least} in all"
 
 
 def _show_prediction(found: Prediction) -> None:

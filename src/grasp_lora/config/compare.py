@@ -24,14 +24,16 @@ Name = Annotated[str, AfterValidator(_is_name)]
 class CellConfig(Section):
     """One task in one language; what is absent is taken from the sections `task` and `data`.
 
-    `{seed}` in a file's name stands for the seed: each has data of its own, all but the test file, whose examples are
-    compared one by one over the seeds.
+    `{seed}` in a file's name, source or target, stands for the seed: each has data of its own, all but the target's
+    test file, whose examples are compared one by one over the seeds.
     """
 
     name: Name
     task: Literal["qa", "summarization"] | None = None
     language: str | None = None
-    source: Files = Field(default_factory=dict, description="files of data.source, by split")
+    source: Files = Field(
+        default_factory=dict, description="files of data.source, by split; `{seed}` stands for the seed"
+    )
     target: Files = Field(
         default_factory=dict, description="files of data.target, by split; `{seed}` stands for the seed"
     )

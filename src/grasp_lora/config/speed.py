@@ -42,8 +42,8 @@ class SpeedConfig(Section):
     fused_norms: bool = Field(True, description="on a GPU, RMS norms in one kernel, unless layers are compiled for all")
     fused_kernels: bool = Field(
         True,
-        description="on a GPU with Triton, rotations, gated activations and activation importance in a kernel each; "
-        "in layers only where they are not compiled",
+        description="on a GPU with Triton, rotations and gated activations in a kernel each, unless layers are "
+        "compiled, and activation importance in two for every shape",
     )
     fused_optimizer: bool = Field(True, description="on a GPU, AdamW in one kernel")
     read_losses_every: PositiveInt = Field(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import check_fields
 from .features import Matrix, Vector
 
 __all__ = ["Estimate", "Glimpse", "Slice"]
@@ -41,8 +42,10 @@ class Glimpse:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Glimpse:
-        """Rebuild from `to_dict`."""
-        return cls(**{**saved, "best": tuple(saved["best"]), "minima": np.asarray(saved["minima"], float)})
+        """Rebuild from `to_dict`, or from that of an `Estimate`; raises `RunError` when a field is missing."""
+        check_fields(saved, cls, more=True)
+        own = {f.name: saved[f.name] for f in fields(cls)}
+        return cls(**{**own, "best": tuple(own["best"]), "minima": np.asarray(own["minima"], float)})
 
 
 @dataclass(frozen=True)
@@ -83,22 +86,8 @@ class Estimate:
         return replace(self, p_star=p_star, best=(p_star,), interval=None, intervals=None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON types; `from_dict` restores every bit."""
+        """Return JSON types."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
-
-    @classmethod
-    def from_dict(cls, saved: dict[str, Any]) -> Estimate:
-        """Rebuild from `to_dict`."""
-        values: dict[str, Any] = {k: np.asarray(v, float) if k in _ARRAYS else v for k, v in saved.items()}
-        values["best"] = tuple(values["best"])
-        values["further"] = tuple(Slice(**{k: np.asarray(v, float) for k, v in s.items()}) for s in values["further"])
-        if values["intervals"] is not None:
-            values["interval"] = tuple(values["interval"])
-            values["intervals"] = tuple(tuple(pair) for pair in values["intervals"])
-        return cls(**values)
-
-
-_ARRAYS = ("grid", "mean", "low", "high", "minima")
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..errors import check_fields
 from .axes import RATIO
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ class Observations:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Observations:
-        """Rebuild from `dataclasses.asdict`."""
+        """Rebuild from `dataclasses.asdict`; raises `RunError` for the fields of another version."""
+        check_fields(saved, cls)
         return cls(**{k: tuple(float(x) for x in v) for k, v in saved.items()})
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
+from ..errors import check_fields
 from .presets import Settings
 
 Vector = NDArray[np.float64]
@@ -59,7 +60,8 @@ class PolicyState:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> PolicyState:
-        """Rebuild from `dataclasses.asdict`."""
+        """Rebuild from `dataclasses.asdict`; raises `RunError` for the fields of another version."""
+        check_fields(saved, cls)
         return cls(**{**saved, "rest": tuple(Coordinate(**axis) for axis in saved.get("rest", ()))})
 
 

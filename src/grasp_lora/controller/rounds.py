@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import RunError
+from ..errors import RunError, check_fields
 from .policy import Point, PolicyState
 
 Vector = NDArray[np.float64]
@@ -58,7 +58,8 @@ class Decision:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> Decision:
-        """Rebuild from `dataclasses.asdict`."""
+        """Rebuild from `dataclasses.asdict`; raises `RunError` for the fields of another version."""
+        check_fields(saved, cls)
         states = {key: PolicyState.from_dict(saved[key]) for key in ("state_before", "state_after")}
         return cls(**{**saved, **states, "rewards": tuple(saved["rewards"])})
 

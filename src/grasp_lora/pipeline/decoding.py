@@ -8,7 +8,7 @@ batch. The same steps run without a graph elsewhere, which is how they are teste
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -125,18 +125,28 @@ class StaticDecoder:
         """Return the logits (B, V) at the token `last` (B,) of each row of `ids` (B, W)."""
         rows, width = torch.arange(len(ids), device=ids.device), ids.shape[1]
         head, low = gatherable_head(self._model), 0
-        cut = nullcontext() if head is None else gathered(head, rows * width + last)
+        if head is not None:
+            with gathered(head, rows * width + last):
+                cut = self._read(ids)
+            if cut.shape[:2] == (1, len(ids)):
+                return cut[0]
+            self._cache.reset()  # the head that the model names is not where its logits come from
         window = {}
-        if head is None and keeps_logits(self._model):  # an adapter on the head needs whole rows: as few as will do
+        if keeps_logits(self._model):  # whole rows then, as few of their tokens as will do
             low = int(last.min())
             window = {"logits_to_keep": torch.arange(low, width, device=ids.device)}
-        with unmasked(self._model, width) as free, _own_keys(self._cache), cut:
+        return self._read(ids, **window)[rows, last - low]
+
+    def _read(self, ids: Tensor, **window: Tensor) -> Tensor:
+        """Read prompts `ids` (B, W) into an empty cache and return the model's logits."""
+        width = ids.shape[1]
+        with unmasked(self._model, width) as free, _own_keys(self._cache):
             logits: Tensor = self._model(
                 input_ids=ids, attention_mask=None if free else self._causal(width),
                 position_ids=torch.arange(width, device=ids.device)[None], past_key_values=self._cache, use_cache=True,
                 **window,
             ).logits  # fmt: skip
-        return logits[rows, last - low] if head is None else logits[0]
+        return logits
 
     def _causal(self, width: int) -> Tensor:
         """Return the mask (1, 1, W, W) of a prefill."""
@@ -187,12 +197,13 @@ class StaticDecoder:
         """Return the step as a graph; one step beforehand lets libraries choose kernels and take their memory."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(self._tokens.device):
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            # PyTorch's own stream for captures is one of the GPU that captured first in this process.
+            side, capturing = torch.cuda.Stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 self._step()
             torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, stream=capturing, capture_error_mode="thread_local"):
                 self._step()
         return graph
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -16,6 +17,8 @@ from ..errors import ModelError, TrainingError
 from .decoding import StaticDecoder, obstacle
 
 Continue = Callable[[Sequence[Sequence[int]]], list[list[int]]]
+# How many answers at once a model's GPU has turned out to hold, where it was asked for more.
+_FITTING: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 
 def generate_answers(
@@ -127,11 +130,13 @@ def continuation(model: nn.Module, settings: GenerationConfig, *, rows: int, lon
 class Continuing:
     """Continues the first of the prompts it is given, as many as memory holds: half as many when it runs out.
 
-    A run that is about to be judged is not lost to a batch that was chosen too large. A warning says so.
+    A run that is about to be judged is not lost to a batch that was chosen too large. A warning says so, and later
+    calls with the same model begin with what has fitted.
     """
 
     def __init__(self, model: nn.Module, settings: GenerationConfig, rows: int, longest: int, static: bool) -> None:
-        self._model, self._settings, self._rows, self._longest = model, settings, rows, longest
+        self._model, self._settings, self._longest = model, settings, longest
+        self._rows = min(rows, _FITTING.get(model, rows))
         self._static = static and rows > 0
         self._continue: Continue | None = None
 
@@ -149,7 +154,7 @@ class Continuing:
                     f"out of GPU memory while generating one answer ({why}). Lower task.max_length or "
                     "task.max_new_tokens."
                 )
-            self._rows = len(chosen) // 2
+            self._rows = _FITTING[self._model] = len(chosen) // 2
             warnings.warn(
                 f"evaluate.batch_size: {len(chosen)} answers at once do not fit into GPU memory; "
                 f"{self._rows} at once from now on.",

@@ -39,13 +39,15 @@ class StagePlan:
 class Plan:
     """The stages of a run and its estimated peak memory in bytes (weights, adapters, the largest pass).
 
-    `prediction` says how long it would take, where it was asked for (`predicted_plan`).
+    On a GPU passes shrink to what its memory has free: with the smallest ones the peak is `least_memory`. `prediction`
+    says how long it would take, where it was asked for (`predicted_plan`).
     """
 
     stages: tuple[StagePlan, ...]
     parameters: int
     trainable: int
     memory: int
+    least_memory: int
     warnings: tuple[str, ...]
     prediction: Prediction | None = None
 
@@ -71,8 +73,8 @@ def make_plan(config: Config) -> Plan:
     world = _World(config, checked)
     parameters = sum(p.numel() for p in checked.model.parameters())
     trainable = _trainable(world)
-    memory = _memory(world, parameters, trainable)
-    return Plan(tuple(_stages(world)), parameters, trainable, memory, checked.warnings)
+    most, least = (_memory(world, parameters, trainable, shrunk=shrunk) for shrunk in (False, True))
+    return Plan(tuple(_stages(world)), parameters, trainable, most, least, checked.warnings)
 
 
 def _trainable(world: _World) -> int:
@@ -246,12 +248,14 @@ def _stages(world: _World) -> list[StagePlan]:
     return [*stages, StagePlan("evaluate", 0, 0, systems * (len(test) + len(asked)), 2 * tokens, loads)]
 
 
-def _memory(world: _World, parameters: int, trainable: int) -> int:
+def _memory(world: _World, parameters: int, trainable: int, *, shrunk: bool) -> int:
     config, described = world.config, world.checked.model.config
     stages = [(part, world.items("target", "train")) for part in (config.search, config.finalize, config.train_target)]
     if config.adapters.source is None:
         stages.append((config.train_source, world.items("source", "train")))
+    probe = world.items("target", "micro_dev")
     return peak_bytes(
-        config, described, parameters=parameters, trainable=trainable, training=training_pass(config, stages),
-        probing=probing_pass(config, described, parameters, world.items("target", "micro_dev")),
+        config, described, parameters=parameters, trainable=trainable,
+        training=training_pass(config, stages, shrunk=shrunk),
+        probing=probing_pass(config, described, parameters, probe, shrunk=shrunk),
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import ClassVar
 from weakref import WeakSet
@@ -84,10 +85,26 @@ def short_pass(model: nn.Module, device: torch.device) -> int:
     matrix products of few rows waste part of it, so that a pass should hold two or three times as much. A CPU starts
     a layer in less and does less: measured on the demo's model, 1.5e8.
     """
-    layers = max((len(module) for module in model.modules() if isinstance(module, nn.ModuleList)), default=1)
-    return short_tokens(sum(p.numel() for p in model.parameters()), layers, device)
+    return short_tokens(*parameters_and_layers(model), device)
 
 
 def short_tokens(parameters: int, layers: int, device: torch.device) -> int:
     """Return what `short_pass` does, for a model of so many parameters and layers."""
-    return int((1e12 if device.type == "cuda" else 1.5e8) * max(1, layers) / max(1, parameters))
+    return tokens_of_work(1e12 if device.type == "cuda" else 1.5e8, parameters, layers)
+
+
+def parameters_and_layers(model: nn.Module) -> tuple[int, int]:
+    """Return how many parameters a model has, packed ones counted one by one, and the length of its longest list."""
+    layers = max((len(module) for module in model.modules() if isinstance(module, nn.ModuleList)), default=1)
+    return sum(numbers_in(parameter) for parameter in model.parameters()), layers
+
+
+def numbers_in(parameter: nn.Parameter) -> int:
+    """Return how many numbers a parameter holds: bitsandbytes packs two of 4 bits in a byte, and keeps their shape."""
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return parameter.numel() if shape is None else math.prod(shape)
+
+
+def tokens_of_work(work: float, parameters: int, layers: int) -> int:
+    """Return how many tokens make `work` multiplications with the weights of a layer, in the mean of all layers."""
+    return int(work * max(1, layers) / max(1, parameters))

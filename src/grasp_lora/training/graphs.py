@@ -22,8 +22,8 @@ from ..adapters.bank import AdapterBank
 from ..data import Batch, Encoded, collate, moved
 from ..probing import Attached
 from ..probing.attention import maskless_width
-from ..probing.layers import decoder_layers
 from ..probing.loss import gatherable_head
+from ..probing.memory import parameters_and_layers, tokens_of_work
 from .passes import answer_weights
 
 # Relative difference of a recorded gradient from that of the same pass unrecorded. Other kernels and bfloat16 make it
@@ -53,28 +53,33 @@ class Recorder(Protocol):
 
 
 class CudaRecorder:
-    """Records CUDA graphs that share one memory pool: only one of them runs at a time.
+    """Records CUDA graphs on `device` that share one memory pool: only one of them runs at a time.
+
+    Whatever GPU is current: a stream of another one would record nothing, and the work would run as it is.
 
     PyTorch's own context collects garbage and gives all unused memory back before each recording, which takes longer
     than the recording and has the next passes ask for the memory anew. Here that is done only when memory is short.
     """
 
-    def __init__(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        with torch.cuda.device(device):
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """Record `work` on a stream of its own."""
-        torch.cuda.synchronize()
-        try:
-            return self._recorded(work)
-        except torch.OutOfMemoryError:
-            gc.collect()
-            torch.cuda.empty_cache()
-            return self._recorded(work)
+        torch.cuda.synchronize(self._device)
+        with torch.cuda.device(self._device):
+            try:
+                return self._recorded(work)
+            except torch.OutOfMemoryError:
+                gc.collect()
+                torch.cuda.empty_cache()
+                return self._recorded(work)
 
     def _recorded(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with _no_collection(), torch.cuda.stream(self._stream):
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
@@ -137,6 +142,7 @@ class GraphedPasses:
         self._body, self._bank, self._pad_id = body, bank, pad_id
         self._sizes, self._recorder, self._check = sizes, recorder, check
         self._shapes: dict[tuple[int, ...], _Shape] = {}
+        self._room, self._told = sizes.tokens, False
         self.gave_up: str | None = None
 
     @property
@@ -145,12 +151,22 @@ class GraphedPasses:
         return tuple(shape for shape, known in self._shapes.items() if known.replay is not None)
 
     def limit(self, tokens: int) -> None:
-        """Record no pass of more than `tokens` tokens from now on."""
-        self._sizes = replace(self._sizes, tokens=min(self._sizes.tokens, tokens))
+        """Record no pass of more than `tokens` tokens from now on: memory has no room for more."""
+        self._room = min(self._room, tokens)
 
     def takes(self, items: Sequence[Encoded]) -> bool:
-        """Return whether a pass over `items` is worth a recording."""
-        return len(items) * self._width(items) <= self._sizes.tokens
+        """Return whether a pass over `items` is worth a recording, and memory has room; a warning says if not, once."""
+        tokens = len(items) * self._width(items)
+        worth = tokens <= self._sizes.tokens
+        if worth and tokens > self._room and not self._told and self.gave_up is None:
+            self._told = True
+            warnings.warn(
+                f"GPU memory leaves no room to record training passes of {tokens} tokens and more as CUDA graphs. They "
+                "run unrecorded, which is slower where passes are short. Lower task.max_length or batch_size, or set "
+                "model.quantization.",
+                stacklevel=3,
+            )
+        return worth and tokens <= self._room
 
     def _width(self, items: Sequence[Encoded]) -> int:
         longest = max(len(item.input_ids) for item in items)
@@ -201,13 +217,16 @@ class GraphedPasses:
         except RuntimeError as error:  # whatever the model does that cannot be recorded, memory included
             self._say(str(error).strip().splitlines()[0])
             return self._body(known.batch, known.weights)
+        ran = not torch.equal(gradient, before)
+        gradient.copy_(before)
         loss = self._again(known)
         difference = (gradient - before - wanted).norm()
-        if not self._check or bool(difference <= _AGREES * wanted.norm()):
+        if not ran and (not self._check or bool(difference <= _AGREES * wanted.norm())):
             return loss
         known.replay = None
         gradient.copy_(before)
-        self._say(f"a recorded pass gave another gradient (by {float(difference / wanted.norm()):.2g})")
+        how = "it ran at once" if ran else f"by {float(difference / wanted.norm()):.2g}"
+        self._say(f"a recorded pass gave another gradient ({how})")
         return self._body(known.batch, known.weights, gather=False)  # its tokens have been gathered
 
     def _again(self, known: _Shape) -> Tensor:
@@ -260,8 +279,7 @@ def launch_bound_tokens(model: nn.Module) -> int:
     multiplications with its weights meanwhile. Larger passes gain nothing by a recording, which costs two passes and
     keeps their activations' memory.
     """
-    layers = max(1, len(decoder_layers(model)))
-    return int(6e11 * layers / max(1, sum(parameter.numel() for parameter in model.parameters())))
+    return tokens_of_work(6e11, *parameters_and_layers(model))
 
 
 def checkpoints(model: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config import TrainingConfig
 from ..data import Encoded, epoch_order
-from ..errors import Interrupted, TrainingError
+from ..errors import Interrupted, TrainingError, check_fields
 from ..probing import Attached, Evaluator
 from ..rng import forked_global_state
 from .callbacks import Callback
@@ -276,7 +276,8 @@ class TrainingLoop:
         return tensors, plain
 
     def load(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
-        """Put back what `state` returned, made with the same configuration and data."""
+        """Put back what `state` returned, made with the same configuration, data and version (else `RunError`)."""
+        check_fields(plain["position"], Position)
         self.position = Position(**plain["position"])
         self.bank.load_state(_part(tensors, "bank."))
         self._best = {k: v.to(self.bank.values.device) for k, v in _part(tensors, "best.").items()}

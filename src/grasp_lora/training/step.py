@@ -88,7 +88,7 @@ class TrainingPass:
         if self.not_recorded is None and not records_well(attached.speed, config, attached.model, items):
             self.not_recorded = "its passes compute for longer than they take to launch"
         elif self.not_recorded is None:
-            self.record_with(CudaRecorder(), items, check=not self.random)
+            self.record_with(CudaRecorder(self._device), items, check=not self.random)
         elif self._device.type == "cuda" and attached.speed.cuda_graphs:
             warnings.warn(f"training passes are not recorded as CUDA graphs: {self.not_recorded}.", stacklevel=3)
 

@@ -11,6 +11,7 @@ import torch
 
 from ...config import Config, to_dict
 from ...data import Encoded
+from ...probing.memory import parameters_and_layers
 from ...training import Outcome
 from ..deployment import PeakMemory
 from ..footprint import peak_bytes, probing_pass, training_pass
@@ -131,7 +132,7 @@ class _Peaks:
 def _estimate(subject: Subject) -> int:
     """Return what `run --dry-run` estimates for the peak of these two stages."""
     setup, config, model = subject.setup, subject.setup.config, subject.setup.base.model
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters, _ = parameters_and_layers(model)
     train = setup.items("train")
     return peak_bytes(
         config, model.config, parameters=parameters, trainable=subject.trainable,

@@ -16,6 +16,7 @@ from ...adapters.peft_load import AdapterFactors, Factor
 from ...config import Config, LoraConfig, load_config
 from ...data import CutReport, Encoded, EncodedSet
 from ...errors import ConfigError
+from ...probing.memory import numbers_in
 from ...rng import torch_generator
 from ...training.setup import Base, Setup
 from ..models import random_weights, resolve_device
@@ -172,7 +173,7 @@ def body_parameters(model: PreTrainedModel) -> int:
     whole: Any = model  # transformers annotates these methods in part only
     ends = (whole.get_input_embeddings(), whole.get_output_embeddings())
     outside = {id(parameter) for module in ends if module is not None for parameter in module.parameters()}
-    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in outside)
+    return sum(numbers_in(parameter) for parameter in model.parameters() if id(parameter) not in outside)
 
 
 def mean_tokens(items: Sequence[Encoded]) -> float:
