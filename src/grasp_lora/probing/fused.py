@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.kernels import kernels_run
-from .layers import Overrides
+from .layers import TOLERANCE, Overrides, agrees
 
-_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 _ROTATION = "apply_rotary_pos_emb"
 Rotation = Callable[..., tuple[Tensor, Tensor]]
 
@@ -31,7 +30,7 @@ def fuse_layers(model: nn.Module) -> Overrides:
     """
     overrides = Overrides()
     weight = next(model.parameters(), None)
-    if weight is None or weight.dtype not in _TOLERANCE:
+    if weight is None or weight.dtype not in TOLERANCE:
         return overrides
     if not kernels_run(weight.device):
         if weight.device.type == "cuda":
@@ -73,7 +72,7 @@ def _gated_block(module: Any, hidden: Tensor) -> Tensor:
 
 def _known(x: Tensor) -> bool:
     """Return whether kernels take a tensor: a part of the model may be on another device."""
-    return x.dtype in _TOLERANCE and kernels_run(x.device)
+    return x.dtype in TOLERANCE and kernels_run(x.device)
 
 
 @torch.no_grad()
@@ -86,11 +85,7 @@ def _is_gated(module: Any, dtype: torch.dtype) -> bool:
     if device.type == "meta":
         return False
     made_up = torch.linspace(-2.0, 3.0, 2 * width, device=device).to(dtype).view(1, 2, -1)
-    return _close(_gated_block(module, made_up), type(module).forward(module, made_up))
-
-
-def _close(found: Tensor, wanted: Tensor) -> bool:
-    return bool((found - wanted).abs().max() <= _TOLERANCE[wanted.dtype] * wanted.abs().max())
+    return agrees(_gated_block(module, made_up), type(module).forward(module, made_up))
 
 
 def _with_fused_rotation(kind: type, weight: Tensor) -> FunctionType | None:
@@ -134,4 +129,4 @@ def _rotates_halves(plain: Rotation, weight: Tensor) -> bool:
     except (TypeError, RuntimeError, IndexError, ValueError):  # it takes other things
         return False
     found = _rotate(plain, *given)
-    return all(_close(one, other) for one, other in zip(found, wanted, strict=True))
+    return all(agrees(one, other) for one, other in zip(found, wanted, strict=True))
