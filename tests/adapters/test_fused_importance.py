@@ -107,7 +107,7 @@ def test_large_ranks_fit_into_the_gpu(rank, monkeypatch, recwarn):
     ran = ranks_of_kernels(monkeypatch)
     bank, norms = made((rank,), 1536, 1024)
     found, wanted = activation_of(bank, fused=True)(norms), activation(bank, norms)
-    assert (found - wanted).norm() <= 2e-3 * wanted.norm()
+    assert (found - wanted).norm() <= 3e-3 * wanted.norm()
     assert ran == [rank]
     assert not recwarn
 

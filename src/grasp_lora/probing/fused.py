@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..adapters.kernels import kernels_run
+from ..adapters.kernels import kernels_run, why_not
 from .layers import TOLERANCE, Overrides, agrees
 
 _ROTATION = "apply_rotary_pos_emb"
@@ -26,7 +26,7 @@ def fuse_layers(model: nn.Module) -> Overrides:
 
     Blocks qualify that compute `down(silu(gate(x)) * up(x))`; attention does whose code calls `apply_rotary_pos_emb`
     on halves, and keeps all else of its own code. Models in float64 keep everything, since kernels compute in float32.
-    A GPU without Triton (or of before 2020) keeps everything too, and a warning says so.
+    A GPU where Triton is missing or cannot compile (or of before 2020) keeps everything too, and a warning says why.
     """
     overrides = Overrides()
     weight = next(model.parameters(), None)
@@ -34,10 +34,8 @@ def fuse_layers(model: nn.Module) -> Overrides:
         return overrides
     if not kernels_run(weight.device):
         if weight.device.type == "cuda":
-            warnings.warn(
-                "speed.fused_kernels: layers run as they are, since Triton is missing or the GPU is too old.",
-                stacklevel=3,
-            )
+            reason = why_not(weight.device)
+            warnings.warn(f"speed.fused_kernels: layers run as they are, since {reason}.", stacklevel=3)
         return overrides
     blocks, rotations = dict[type, bool](), dict[type, FunctionType | None]()
     for module in model.modules():
