@@ -1,4 +1,4 @@
-"""Activation importance in kernels: the plain formula's numbers, on a GPU or in Triton's interpreter."""
+"""Activation importance in kernels: the plain formula's numbers, on a GPU or in an interpreter (`make kernels`)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Fused kernels in layers: which qualify, what they compute, and that everything is given back.
 
-With stand-ins for the kernels everywhere; with the kernels themselves on a GPU, or on a CPU with Triton's interpreter:
-`TRITON_INTERPRET=1 pytest tests/probing/test_fused.py`.
+With stand-ins for the kernels everywhere; with the kernels themselves on a GPU, or on a CPU with Triton's interpreter
+(`make kernels`).
 """
 
 from __future__ import annotations
