@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -97,10 +99,12 @@ def test_triton_that_cannot_be_imported_is_a_reason(monkeypatch):
     assert kernels._trial(CPU).startswith("Triton cannot be imported here: ")
 
 
+@pytest.mark.gpu
 def test_the_kernel_of_the_trial_adds_one():
-    if not kernels.kernels_run(CPU):
-        pytest.skip("needs Triton's interpreter")
-    assert kernels._trial(CPU) is None
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if find_spec("triton") is None or (device == CPU and os.environ.get("TRITON_INTERPRET") != "1"):
+        pytest.skip("needs Triton and a GPU, or its interpreter")
+    assert kernels._trial(device) is None
 
 
 def test_layers_and_importance_stay_right_where_triton_cannot_compile(monkeypatch):
