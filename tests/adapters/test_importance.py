@@ -11,6 +11,7 @@ from grasp_lora.adapters.bank import AdapterBank
 from grasp_lora.adapters.importance import Sensitivity, activation, activation_pair, magnitude
 from grasp_lora.adapters.masks import rank
 from grasp_lora.adapters.peft_load import AdapterFactors, Factor
+from grasp_lora.adapters.point import MergePoint
 from grasp_lora.config import MergeConfig
 from grasp_lora.errors import ModelError
 
@@ -49,6 +50,17 @@ def test_activation_uses_each_adapters_own_product_and_the_stashed_values():
             wanted = gradients(c * factor.A.double(), c * factor.B.double(), norms[module].double())
             for theirs in wanted:
                 torch.testing.assert_close(next(pieces), theirs, rtol=0, atol=1e-10)
+
+
+def test_the_weights_in_force_count_as_they_do_for_magnitude():
+    model = pico_model("llama")
+    bank = AdapterBank([pico_adapter(model, name) for name in ("en", "ar")], MergeConfig(), torch.float64)
+    norms = {name: torch.linspace(0.1, 2.0, 32) for name in bank.modules}
+    before = activation(bank, norms)
+    bank.stand_at(MergePoint(0.0, 0.7, (1.0, 0.25)))
+    pieces = zip(bank.slots, bank.split(activation(bank, norms)), bank.split(before), strict=True)
+    for slot, found, old in pieces:
+        torch.testing.assert_close(found, old * (0.5 if slot.adapter == 1 else 1.0), rtol=1e-12, atol=0)
 
 
 def test_activation_names_a_module_that_no_token_reached():

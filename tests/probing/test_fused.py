@@ -1,7 +1,7 @@
 """Fused kernels in layers: which qualify, what they compute, and that everything is given back.
 
-With stand-ins for the kernels everywhere; with the kernels themselves on a GPU, or on a CPU with Triton's interpreter:
-`TRITON_INTERPRET=1 pytest tests/probing/test_fused.py`.
+With stand-ins for the kernels everywhere; with the kernels themselves on a GPU, or on a CPU with Triton's interpreter
+(`make kernels`).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def compare(family, dtype, tolerance, device):
 def test_what_qualifies_computes_the_same_and_is_given_back(family, stand_ins):
     compare(family, torch.float32, 1e-5, torch.device("cpu"))
     assert (stand_ins["turned"] > 0) is (QUALIFY[family] > 0)
-    assert (stand_ins["gated"] > 1) is (QUALIFY[family] > 2)  # a first one tries it out
+    assert (stand_ins["gated"] > 2) is (QUALIFY[family] > 2)  # the first ones try the blocks out
 
 
 @pytest.mark.gpu
@@ -141,6 +141,36 @@ def test_what_a_kernel_does_not_know_goes_the_plain_way(stand_ins):
     assert len(asked) == 5
 
 
+QUERIES, KEYS, TABLE = (2, 4, 3, 8), (2, 2, 3, 8), (1, 3, 8)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        (QUERIES, (2, 3, 8), TABLE, TABLE),  # keys of one head that go without its dimension
+        ((2, 2, 4, 3, 8), (2, 2, 2, 3, 8), TABLE, TABLE),
+        (QUERIES, (2, 2, 5, 8), TABLE, TABLE),
+        (QUERIES, (2, 2, 3, 4), TABLE, TABLE),
+        (QUERIES, (1, 2, 3, 8), TABLE, TABLE),
+        (QUERIES, KEYS, TABLE, (2, 3, 8)),
+        (QUERIES, KEYS, (2, 3, 8), TABLE),
+    ],
+)
+def test_keys_and_tables_of_other_shapes_go_the_plain_way(shapes, stand_ins):
+    given = [torch.ones(1).expand(shape) for shape in shapes[:2]] + [torch.ones(shape) for shape in shapes[2:]]
+    assert fused._rotate(lambda *_: "plain", *given) == "plain"
+    assert stand_ins["turned"] == 0
+
+
+@pytest.mark.parametrize("elsewhere", [1, 2, 3])
+def test_keys_and_tables_on_another_device_or_in_another_precision_go_the_plain_way(elsewhere, stand_ins):
+    given = [torch.ones(QUERIES), torch.ones(KEYS), torch.ones(TABLE), torch.ones(TABLE)]
+    for moved in (given[elsewhere].to("meta"), given[elsewhere].double()):
+        odd = [moved if place == elsewhere else tensor for place, tensor in enumerate(given)]
+        assert fused._rotate(lambda *_: "plain", *odd) == "plain"
+    assert stand_ins["turned"] == 0
+
+
 def test_in_float64_and_without_kernels_nothing_changes(stand_ins, monkeypatch):
     assert len(fused.fuse_layers(pico_model("llama", torch.float64))) == 0
     monkeypatch.setattr(fused, "kernels_run", lambda _: False)
@@ -175,6 +205,105 @@ def test_quantized_blocks_qualify_and_modules_with_a_forward_of_their_own_stay(s
     overrides.remove()
     assert "forward" not in vars(first)
     assert "forward" in vars(second)
+
+
+def a_block(kind=None, dtype=torch.float32, act_fn=None):
+    """A made-up gated block."""
+    block = (kind or GatedMLP)()
+    for name in ("gate_proj", "up_proj", "down_proj"):
+        setattr(block, name, torch.nn.Linear(8, 8, bias=False, dtype=dtype))
+    block.act_fn = act_fn or torch.nn.SiLU()
+    return block.eval()
+
+
+class GatedMLP(torch.nn.Module):
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DroppingMLP(GatedMLP):
+    rate = 0.5
+
+    def forward(self, x):
+        return torch.nn.functional.dropout(super().forward(x), self.rate, self.training)
+
+
+class NoisyMLP(GatedMLP):
+    def forward(self, x):
+        whole = super().forward(x)
+        return whole + torch.randn_like(whole) if self.training else whole
+
+
+class RegularisedMLP(GatedMLP):
+    def __init__(self):
+        super().__init__()
+        self.regularise = torch.nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.regularise(super().forward(x))
+
+
+class IndirectMLP(GatedMLP):
+    def forward(self, x):
+        return self.finish(super().forward(x))
+
+    def finish(self, x):
+        return torch.nn.functional.dropout(x, 0.5, self.training)
+
+
+@pytest.mark.parametrize("kind", [DroppingMLP, NoisyMLP, RegularisedMLP, IndirectMLP])
+def test_blocks_that_do_something_else_in_training_stay(kind, stand_ins):
+    assert len(fused.fuse_layers(a_block())) == 1
+    assert len(fused.fuse_layers(a_block(kind))) == 0
+
+
+def test_seed_oss_keeps_its_dropout(stand_ins):
+    seed_oss = pytest.importorskip("transformers.models.seed_oss")
+    config = seed_oss.SeedOssConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=8, residual_dropout=0.5, attention_dropout=0.0,
+    )  # fmt: skip
+    model = seed_oss.SeedOssForCausalLM(config).eval()
+    fused.fuse_layers(model)
+    block = model.model.layers[0].mlp
+    assert "forward" not in vars(block)
+    assert "forward" in vars(model.model.layers[0].self_attn)
+
+
+@pytest.mark.parametrize("act_fn", [torch.nn.GELU(), torch.nn.functional.gelu, lambda x: x])
+def test_every_block_of_a_class_is_judged_by_itself(act_fn, stand_ins):
+    def silu(x):
+        return torch.nn.functional.silu(x)
+
+    for like in (None, silu, lambda x: silu(x)):
+        first, second = a_block(act_fn=like), a_block(act_fn=act_fn)
+        assert len(fused.fuse_layers(torch.nn.ModuleList([first, second]))) == 1
+        assert "forward" in vars(first)
+        assert "forward" not in vars(second)
+
+
+@pytest.mark.parametrize(("dtype", "fits"), [(torch.bfloat16, 1), (torch.float32, 1), (torch.float64, 0)])
+def test_a_block_is_tried_out_in_its_own_precision(dtype, fits, stand_ins):
+    for embedding in (torch.float32, torch.bfloat16):
+        model = torch.nn.ModuleList([torch.nn.Embedding(4, 8, dtype=embedding), a_block(dtype=dtype)])
+        assert len(fused.fuse_layers(model)) == fits
+
+
+def test_a_block_that_takes_or_gives_other_things_stays(stand_ins):
+    class RoutedMLP(GatedMLP):
+        def forward(self, x, router):
+            return super().forward(x) * router
+
+    class WideMLP(GatedMLP):
+        def forward(self, x):
+            return super().forward(x).double()
+
+    class PairMLP(GatedMLP):
+        def forward(self, x):
+            return super().forward(x), None
+
+    for kind in (RoutedMLP, WideMLP, PairMLP):
+        assert len(fused.fuse_layers(a_block(kind))) == 0
 
 
 def test_adapters_beside_fused_layers_still_count(stand_ins):

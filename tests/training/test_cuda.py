@@ -9,10 +9,11 @@ import torch
 from tests.pico import Recorder, pico_adapter, pico_model, pico_setup, stopped_and_resumed
 
 from grasp_lora.adapters.inject import Injection
+from grasp_lora.adapters.point import MergePoint
 from grasp_lora.config import TrainingConfig
 from grasp_lora.pipeline.finalize import finalize
 from grasp_lora.pipeline.search import search
-from grasp_lora.training import Plumbing, TrainingLoop
+from grasp_lora.training import FixedRatio, MaskSelector, Plumbing, TrainingLoop
 from grasp_lora.training.step import TrainingPass
 
 pytestmark = [
@@ -24,6 +25,7 @@ pytestmark = [
     ),
 ]
 PLAIN = {
+    "join_rows": False,
     "cuda_graphs": False,
     "skip_mask": False,
     "narrow_last": False,
@@ -173,3 +175,64 @@ def test_another_gpu_than_the_current_one_records_its_passes():
     assert found[1][0] == pytest.approx(found[0][0], abs=1e-8)
     torch.testing.assert_close(found[1][1], found[0][1], rtol=0, atol=1e-7)
     assert torch.cuda.current_device() == 0
+
+
+class NoLook:
+    """A callback after which, from the third update to the last but one, nothing may wait for the GPU."""
+
+    def start(self) -> None: ...
+
+    def attach(self, optimizer) -> None: ...
+
+    def after_backward(self) -> None: ...
+
+    def after_step(self, step, loss) -> bool:
+        torch.cuda.set_sync_debug_mode("error" if 2 <= step < 5 else "default")
+        return False
+
+    def state(self):
+        return {}, {}
+
+    def load_state(self, tensors, plain) -> None: ...
+
+
+@pytest.mark.parametrize("importance", ["activation", "magnitude"])
+@pytest.mark.parametrize("speed", [{}, {"cuda_graphs": False}])
+def test_updates_with_a_dynamic_mask_do_not_wait_for_the_gpu(importance, speed):
+    """Six updates of two passes, with joined rows and with recorded ones."""
+    given = {"epochs": 3, "lr": 5e-3, "batch_size": 2, "accumulation": 3, "mask": "dynamic"}
+    config = {"finalize": given, "prune": {"importance": importance}, "speed": {"read_losses_every": 100, **speed}}
+    model, work = on_gpu("llama", torch.float32, config)
+    bank = work.bank([pico_adapter(model, "en"), pico_adapter(model, "ar")])
+    with Injection(model, bank.modules) as injection:
+        attached = work.attach(injection, bank)
+        selector = MaskSelector(bank, injection, work.config.prune, work.evaluator(attached, "micro_dev"))
+        mask = FixedRatio(bank, selector, MergePoint(0.4), dynamic=True)
+        loop = TrainingLoop(
+            attached, work.items("train"), work.config.finalize, seed=3, callbacks=[mask, NoLook()], selector=selector
+        )
+        assert loop._pass.padded is (not speed)
+        try:
+            assert loop.run().steps == 6
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert len(mask.flips) == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_joined_rows_give_the_losses_and_gradients_of_padded_ones(dtype):
+    found = []
+    for speed in ({"join_rows": False}, {}):
+        model, work = on_gpu("llama", dtype, {"speed": {"cuda_graphs": False, **speed}})
+        bank = work.bank([pico_adapter(model, "en", size=0.3), pico_adapter(model, "ar", size=0.3)])
+        with Injection(model, bank.modules) as injection:
+            step = TrainingPass(
+                work.attach(injection, bank), work.items("train"), TrainingConfig(accumulation=8, batch_size=1), None
+            )
+            assert step.padded is bool(speed)
+            bank.values.grad = torch.zeros_like(bank.values)
+            loss = step(work.items("train")[:8], 8)
+        found.append((loss.double(), bank.values.grad.double()))
+    tolerance = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 5e-2}[dtype]
+    for padded, joined in zip(*found, strict=True):
+        assert (joined - padded).norm() <= tolerance * padded.norm()

@@ -6,7 +6,7 @@ Each rule gives a flat vector of the bank's length from the dense values (pruned
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..config import Importance
 from ..errors import ModelError
-from .bank import AdapterBank
+from .bank import AdapterBank, Slot
 from .kernels import kernels_run
 
 # Rows of B A held at once: the product is (d_out, d_in), 64 MiB in float32 for 4096 x 4096 as a whole.
@@ -92,17 +92,38 @@ def check_norms(bank: AdapterBank, norms: Mapping[str, Float[Tensor, " d_in"]]) 
 def activation(bank: AdapterBank, norms: Mapping[str, Float[Tensor, " d_in"]]) -> Float[Tensor, " n"]:
     """Return the activation importance of every entry, shape (n,), from channel norms `x` per module.
 
-    `B A` is adapter k's own product: with the merged product all adapters would get the same importance.
+    `c_k` is that of the weights in force. `B A` is adapter k's own product: with the merged product all adapters would
+    get the same importance.
     """
-    tensors = bank.split(bank.dense())
-    out: list[Tensor] = []
     check_norms(bank, norms)
-    for index in range(0, len(bank.slots), 2):
-        slot = bank.slots[index]
-        x = norms[slot.module].to(tensors[index])
-        pair = activation_pair(slot.constant * tensors[index], slot.constant * tensors[index + 1], x)
-        out += [part.flatten() for part in pair]
-    return torch.cat(out)
+    values = bank.dense()
+    out = torch.empty_like(values)
+    activation_into(out, bank, pairs_of(bank), values, norms)
+    return out
+
+
+def pairs_of(bank: AdapterBank) -> list[tuple[Slot, Slot]]:
+    """Return the A and the B of every module and adapter."""
+    return list(zip(bank.slots[::2], bank.slots[1::2], strict=True))
+
+
+def activation_into(
+    out: Float[Tensor, " n"],
+    bank: AdapterBank,
+    pairs: Iterable[tuple[Slot, Slot]],
+    values: Float[Tensor, " n"],
+    norms: Mapping[str, Float[Tensor, " d_in"]],
+) -> None:
+    """Write the activation importance of some pairs of dense values into their places in `out`."""
+    for pair in pairs:
+        a, b = (bank.constant(slot) * _of(slot, values) for slot in pair)
+        found = activation_pair(a, b, norms[pair[0].module].to(values))
+        for slot, part in zip(pair, found, strict=True):
+            _of(slot, out).copy_(part)
+
+
+def _of(slot: Slot, flat: Float[Tensor, " n"]) -> Float[Tensor, "rows columns"]:
+    return flat[slot.start : slot.start + slot.size].view(slot.shape)
 
 
 def activation_of(bank: AdapterBank, *, fused: bool) -> Callable[[Mapping[str, Tensor]], Tensor]:

@@ -3,22 +3,59 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from functools import cache
 from importlib.util import find_spec
 
 import torch
 
+# What Triton raises where it finds no C compiler, no header of Python or no driver, apart from errors of its own.
+_BROKEN = (RuntimeError, subprocess.SubprocessError, ImportError, OSError, AssertionError)
+
 
 def kernels_run(device: torch.device) -> bool:
     """Return whether our Triton kernels run there.
 
-    They do on a GPU with bfloat16 tensor cores and Triton, and on a CPU in Triton's own interpreter.
+    They do on a GPU with bfloat16 tensor cores where Triton can compile, and on a CPU in Triton's own interpreter.
     """
-    return _run(device, os.environ.get("TRITON_INTERPRET") == "1")
+    return why_not(device) is None
+
+
+def why_not(device: torch.device) -> str | None:
+    """Return why our Triton kernels do not run there, as the end of a sentence; None: they do.
+
+    The first question about a device compiles and runs a kernel of one number.
+    """
+    if device == torch.device("cuda"):  # the current one
+        device = torch.device("cuda", torch.cuda.current_device())
+    return _why_not(device, os.environ.get("TRITON_INTERPRET") == "1")
 
 
 @cache
-def _run(device: torch.device, interpreted: bool) -> bool:
+def _why_not(device: torch.device, interpreted: bool) -> str | None:
     if find_spec("triton") is None:
-        return False
-    return torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else interpreted
+        return "Triton is missing"
+    if device.type != "cuda":
+        return None if interpreted else f"Triton compiles nothing for {device.type}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return f"the GPU is too old (compute capability {capability[0]}.{capability[1]}, kernels need 8.0)"
+    return _trial(device)
+
+
+def _trial(device: torch.device) -> str | None:
+    """Return what keeps Triton from compiling and running a kernel there."""
+    try:
+        from .triton_trial import TritonError, add_one
+    except _BROKEN as broken:
+        return f"Triton cannot be imported here: {_first_line(broken)}"
+    try:
+        add_one(number := torch.zeros(1, device=device))
+        right = number.item() == 1.0  # waits for the kernel
+    except (*_BROKEN, TritonError) as broken:
+        return f"Triton cannot compile here: {_first_line(broken)}"
+    return None if right else "Triton's kernels compute wrong numbers here"
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

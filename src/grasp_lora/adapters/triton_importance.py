@@ -6,6 +6,7 @@ entry's sum is made by one program in a fixed order, so that the result is the s
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,13 +15,16 @@ import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
+from triton.runtime.errors import OutOfResources
 
 from .bank import AdapterBank, Slot
-from .importance import check_norms
+from .importance import activation, activation_into, check_norms, pairs_of
 
 _LEAST = 16  # the smallest side of a tile that tensor cores take
-_B_TILE = {"ROWS": 128, "COLUMNS": 128}  # the fastest of some twenty on an H100
+_LARGEST = 256  # the largest rank, padded, whose tiles have such sides
+_B_TILE = {"ROWS": 128, "COLUMNS": 128}  # up to rank 32: the fastest of some twenty on an H100
 _A_TILE = {"ROWS": 64, "COLUMNS": 128}
+_ENTRIES = 4096  # a tile's side times a rank above 32: under 50 KiB of shared memory, compiled for 8.0 to 9.0
 
 
 @triton.jit
@@ -93,7 +97,7 @@ class _Group:
     d_in: int
     rank: int
     modules: tuple[str, ...]
-    slots: tuple[Slot, ...]
+    pairs: tuple[tuple[Slot, Slot], ...]
     starts_a: Tensor
     starts_b: Tensor
     rows: Tensor
@@ -102,7 +106,7 @@ class _Group:
 def _groups(bank: AdapterBank) -> list[_Group]:
     """Return the bank's pairs by shape."""
     by_shape: dict[tuple[int, int, int], list[tuple[Slot, Slot]]] = {}
-    for a, b in zip(bank.slots[::2], bank.slots[1::2], strict=True):
+    for a, b in pairs_of(bank):
         by_shape.setdefault((b.shape[0], a.shape[1], a.shape[0]), []).append((a, b))
     return [_group(shape, pairs, bank.values.device) for shape, pairs in by_shape.items()]
 
@@ -111,14 +115,29 @@ def _group(shape: tuple[int, int, int], pairs: Sequence[tuple[Slot, Slot]], devi
     modules = tuple(dict.fromkeys(a.module for a, _ in pairs))
     at = {module: row for row, module in enumerate(modules)}
     columns = ([a.start for a, _ in pairs], [b.start for _, b in pairs], [at[a.module] for a, _ in pairs])
-    return _Group(*shape, modules, tuple(a for a, _ in pairs), *(torch.tensor(c, device=device) for c in columns))
+    return _Group(*shape, modules, tuple(pairs), *(torch.tensor(c, device=device) for c in columns))
+
+
+def _tiles(rank: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Return the tiles of the kernels of B and of A for a padded rank, whose registers and shared memory suffice."""
+    if rank <= 32:
+        return _B_TILE, _A_TILE
+    side = min(64, _ENTRIES // rank)
+    tile = {"ROWS": side, "COLUMNS": side, "num_stages": 1}
+    return tile, tile
 
 
 class FusedActivation:
-    """The activation importance of one bank, whose layout stays; `activation` in importance.py is the plain way."""
+    """The activation importance of one bank, whose layout stays; `activation` in importance.py is the plain way.
+
+    Ranks above 256 go the plain way, and so does the whole bank, after a warning, on a GPU too small for the tiles.
+    """
 
     def __init__(self, bank: AdapterBank) -> None:
         self._bank, self._all = bank, _groups(bank)
+        self._weights: tuple[float, ...] | None = None  # those that the factors are of
+        self._factors: list[Tensor] = []
+        self._fits = True
 
     def __call__(self, norms: Mapping[str, Float[Tensor, " d_in"]]) -> Float[Tensor, " n"]:
         """Return the importance of every entry, shape (n,), from channel norms per module.
@@ -127,19 +146,40 @@ class FusedActivation:
         Raises `ModelError` where norms are missing.
         """
         check_norms(self._bank, norms)
+        if self._fits:
+            try:
+                return self._by_kernels(norms)
+            except OutOfResources as short:
+                self._fits = False
+                warnings.warn(
+                    f"speed.fused_kernels: activation importance is computed as without it: {short}", stacklevel=2
+                )
+        return activation(self._bank, norms)
+
+    def _by_kernels(self, norms: Mapping[str, Tensor]) -> Tensor:
         values = self._bank.dense()
         out = torch.empty_like(values)
-        for group in self._all:
-            given = torch.stack([norms[module].to(values) for module in group.modules])
-            factors = torch.tensor([self._bank.constant(slot) for slot in group.slots], device=values.device)
-            self._run(group, values, given, factors.to(values.dtype), out)
+        for group, factors in zip(self._all, self._in_force(values), strict=True):
+            if group.rank > _LARGEST:
+                activation_into(out, self._bank, group.pairs, values, norms)
+            else:
+                given = torch.stack([norms[module].to(values) for module in group.modules])
+                self._run(group, values, given, factors, out)
         return out
 
+    def _in_force(self, like: Tensor) -> list[Tensor]:
+        """Return `c` of every pair (P,) of every group, copied to the GPU when the bank's weights change."""
+        if self._weights != self._bank.weights:
+            self._weights = self._bank.weights
+            self._factors = [like.new_tensor([self._bank.constant(a) for a, _ in group.pairs]) for group in self._all]
+        return self._factors
+
     def _run(self, group: _Group, values: Tensor, norms: Tensor, factors: Tensor, out: Tensor) -> None:
-        pairs, rank = len(group.slots), max(_LEAST, triton.next_power_of_2(group.rank))
+        pairs, rank = len(group.pairs), max(_LEAST, triton.next_power_of_2(group.rank))
         more = {"RANK": rank, "KIND": tl.bfloat16 if values.is_cuda else tl.float32}
         where = values, norms, group.starts_a, group.starts_b, factors, group.rows, out
         shape = group.d_out, group.d_in, group.rank
+        b_tile, a_tile = _tiles(rank)
         with torch.cuda.device_of(values):  # Triton launches on the current GPU
-            _b_kernel[(triton.cdiv(group.d_out, _B_TILE["ROWS"]), pairs)](*where, *shape, **_B_TILE, **more)
-            _a_kernel[(triton.cdiv(group.d_in, _A_TILE["COLUMNS"]), pairs)](*where, *shape, **_A_TILE, **more)
+            _b_kernel[(triton.cdiv(group.d_out, b_tile["ROWS"]), pairs)](*where, *shape, **b_tile, **more)
+            _a_kernel[(triton.cdiv(group.d_in, a_tile["COLUMNS"]), pairs)](*where, *shape, **a_tile, **more)

@@ -1,6 +1,6 @@
 """Layers whose rotations and gated activations run in one Triton kernel each, where that computes the same.
 
-As with norms, a class of modules qualifies by what it computes on a made-up input, not by its name.
+As with norms, modules qualify by what they compute on a made-up input, not by their names.
 """
 
 from __future__ import annotations
@@ -8,47 +8,45 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
+from inspect import unwrap
 from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..adapters.kernels import kernels_run
-from .layers import Overrides
+from ..adapters.kernels import kernels_run, why_not
+from .layers import TOLERANCE, Overrides, agrees
 
-_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 _ROTATION = "apply_rotary_pos_emb"
+_MISFIT = (TypeError, RuntimeError, IndexError, ValueError)  # of code that takes other things
 Rotation = Callable[..., tuple[Tensor, Tensor]]
 
 
 def fuse_layers(model: nn.Module) -> Overrides:
     """Let feed-forward blocks and attention of `model` use fused kernels until the result is removed.
 
-    Blocks qualify that compute `down(silu(gate(x)) * up(x))`; attention does whose code calls `apply_rotary_pos_emb`
-    on halves, and keeps all else of its own code. Models in float64 keep everything, since kernels compute in float32.
-    A GPU without Triton (or of before 2020) keeps everything too, and a warning says so.
+    Blocks qualify that compute `down(silu(gate(x)) * up(x))`, in training too; attention does whose code calls
+    `apply_rotary_pos_emb` on halves, and keeps all else of its own code. Models in float64 keep everything, since
+    kernels compute in float32. A GPU where Triton is missing or cannot compile (or of before 2020) keeps everything
+    too, and a warning says why.
     """
     overrides = Overrides()
-    weight = next(model.parameters(), None)
-    if weight is None or weight.dtype not in _TOLERANCE:
+    weight = next((parameter for parameter in model.parameters() if parameter.is_floating_point()), None)
+    if weight is None or weight.dtype not in TOLERANCE:
         return overrides
     if not kernels_run(weight.device):
         if weight.device.type == "cuda":
-            warnings.warn(
-                "speed.fused_kernels: layers run as they are, since Triton is missing or the GPU is too old.",
-                stacklevel=3,
-            )
+            reason = why_not(weight.device)
+            warnings.warn(f"speed.fused_kernels: layers run as they are, since {reason}.", stacklevel=3)
         return overrides
-    blocks, rotations = dict[type, bool](), dict[type, FunctionType | None]()
+    rotations = dict[type, FunctionType | None]()
     for module in model.modules():
         kind = type(module)
         if "forward" in vars(module):  # somebody else's, such as accelerate's, which moves inputs between devices
             continue
         if kind.__name__.endswith("MLP"):
-            if kind not in blocks:
-                blocks[kind] = _is_gated(module, weight.dtype)
-            if blocks[kind]:
+            if _is_gated(module, weight.dtype):  # each by itself: activations may differ from layer to layer
                 overrides.set(module, MethodType(_gated_block, module))
         elif kind.__name__.endswith("Attention"):
             if kind not in rotations:
@@ -73,28 +71,42 @@ def _gated_block(module: Any, hidden: Tensor) -> Tensor:
 
 def _known(x: Tensor) -> bool:
     """Return whether kernels take a tensor: a part of the model may be on another device."""
-    return x.dtype in _TOLERANCE and kernels_run(x.device)
+    return x.dtype in TOLERANCE and kernels_run(x.device)
 
 
 @torch.no_grad()
 def _is_gated(module: Any, dtype: torch.dtype) -> bool:
+    """Return whether a block of a model in `dtype` computes what `_gated_block` does."""
     gate, up, down = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
-    if not all(isinstance(part, nn.Linear) for part in (gate, up, down)):
+    if not all(isinstance(part, nn.Linear) for part in (gate, up, down)) or _differs_in_training(module):
         return False
-    # A quantized weight has another shape than its matrix, and one on the meta device is loaded when it is needed.
-    width, device = module.gate_proj.in_features, module.gate_proj.weight.device
-    if device.type == "meta":
+    # A quantized weight has another shape and dtype than its matrix; one on the meta device is loaded when needed.
+    weight, width = module.gate_proj.weight, module.gate_proj.in_features
+    dtype = weight.dtype if weight.is_floating_point() else dtype
+    if dtype not in TOLERANCE or weight.device.type == "meta":
         return False
-    made_up = torch.linspace(-2.0, 3.0, 2 * width, device=device).to(dtype).view(1, 2, -1)
-    return _close(_gated_block(module, made_up), type(module).forward(module, made_up))
+    made_up = torch.linspace(-2.0, 3.0, 2 * width, device=weight.device).to(dtype).view(1, 2, -1)
+    try:
+        return agrees(_gated_block(module, made_up), type(module).forward(module, made_up))
+    except _MISFIT:
+        return False
 
 
-def _close(found: Tensor, wanted: Tensor) -> bool:
-    return bool((found - wanted).abs().max() <= _TOLERANCE[wanted.dtype] * wanted.abs().max())
+def _differs_in_training(module: nn.Module) -> bool:
+    """Return whether code or parts of a block speak of dropout or of training, which no trial shows reliably."""
+    own = [vars(kind) for kind in type(module).__mro__ if kind not in (nn.Module, object)]
+    code = [unwrap(value) for part in own for name, value in part.items() if callable(value) and name != "__init__"]
+    names = {name for value in code if isinstance(value, FunctionType) for name in value.__code__.co_names}
+    names |= {type(child).__name__ for child in module.children()}
+    return any("drop" in name.lower() or name == "training" for name in names)
 
 
 def _with_fused_rotation(kind: type, weight: Tensor) -> FunctionType | None:
-    """Return the class's own `forward` with another function under the name of its rotation; None: it does not fit."""
+    """Return the class's own `forward` with another function under the name of its rotation; None: it does not fit.
+
+    The rotation is tried out in the dtype of the model, whatever that of the attention's own weights: it has none, what
+    it computes does not depend on the dtype, and `_rotate` looks at the dtypes of every call.
+    """
     forward = vars(kind).get("forward")
     if not isinstance(forward, FunctionType) or _ROTATION not in forward.__code__.co_names:
         return None
@@ -114,13 +126,20 @@ def _with_fused_rotation(kind: type, weight: Tensor) -> FunctionType | None:
 
 def _rotate(plain: Rotation, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **more: Any) -> Any:
     """Rotate queries and keys (B, H, T, D); what the kernel does not know goes the plain way."""
-    known = not rest and not more and cos.dim() == 3 and cos.dtype == q.dtype == k.dtype and _known(q)
-    shape = (*q.shape[-2:-1], q.shape[-1]) == cos.shape[1:] and len(cos) in (1, len(q)) and q.shape[-1] % 2 == 0
-    if not known or not shape or cos.stride() != sin.stride() or cos.stride(-1) != 1 or cos.requires_grad:
+    if rest or more or not _fit(q, k, cos, sin):
         return plain(q, k, cos, sin, *rest, **more)
     from .triton_kernels import turned
 
     return turned(q, cos, sin), turned(k, cos, sin)
+
+
+def _fit(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Return whether the kernel takes queries and keys (B, H, T, D) with tables (1 or B, T, D)."""
+    alike = all((x.dtype, x.device) == (q.dtype, q.device) for x in (k, cos, sin)) and _known(q)
+    pair = q.dim() == k.dim() == 4 and q.shape[-2:] == k.shape[-2:] and len(q) == len(k) and q.shape[-1] % 2 == 0
+    tables = cos.dim() == 3 and cos.shape == sin.shape and cos.shape[1:] == q.shape[-2:] and len(cos) in (1, len(q))
+    dense = cos.stride() == sin.stride() and cos.stride(-1) == 1
+    return alike and pair and tables and dense and not cos.requires_grad and not sin.requires_grad
 
 
 @torch.no_grad()
@@ -130,8 +149,7 @@ def _rotates_halves(plain: Rotation, weight: Tensor) -> bool:
     angles = torch.linspace(0.0, 2.0, 3 * 8, device=weight.device).view(1, 3, 8)
     given = [tensor.to(weight.dtype) for tensor in (q, k, angles.cos(), angles.sin())]
     try:
-        wanted = plain(*given)
-    except (TypeError, RuntimeError, IndexError, ValueError):  # it takes other things
+        pairs = zip(_rotate(plain, *given), plain(*given), strict=True)
+        return all(agrees(found, wanted) for found, wanted in pairs)
+    except _MISFIT:
         return False
-    found = _rotate(plain, *given)
-    return all(_close(one, other) for one, other in zip(found, wanted, strict=True))
