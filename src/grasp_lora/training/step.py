@@ -21,7 +21,7 @@ from .passes import answer_tokens, answer_weights, few_widths, typical_tokens
 from .selector import MaskSelector
 
 _WIDTHS, _GRAPHS = 6, 12  # lengths that rows are padded to, and graphs at most: each costs two passes to make
-_JOINED_WIDTHS = 3  # lengths of rows inside attention alone, whose kernels may plan for each of them
+_JOINED_WIDTHS = 6  # lengths of rows inside attention alone, whose kernels may plan for each of them
 
 
 class PassBody:
