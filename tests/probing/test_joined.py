@@ -34,6 +34,11 @@ def test_a_row_holds_every_sequence_as_it_is():
     flat = torch.zeros(apart.input_ids.numel(), dtype=torch.int64)
     flat[row.joined.rows] = row.input_ids[0]
     assert torch.equal(flat.view(apart.input_ids.shape), apart.input_ids)
+    longer, full = join(items, 40, 32), join(items[:1] * 2, multiple=64)
+    assert longer.input_ids.shape[1] % 32 == 0
+    assert longer.attention_mask.sum() == row.input_ids.numel() < longer.input_ids.numel()
+    assert torch.equal(longer.joined.rows.sort().values.unique(), longer.joined.rows.sort().values)
+    assert full.input_ids.numel() == 2 * len(items[0].input_ids)  # no place is left for padding
     with pytest.raises(ValueError, match="by example"):
         example_losses(pico_model("llama"), row)
     with pytest.raises(ValueError, match="does not fit"):
@@ -52,7 +57,7 @@ def test_losses_and_gradients_are_those_of_padded_rows(family):
     assert joins(model, longest)
     found = []
     with Injection(model, bank.modules) as injection:
-        for batch in (collate(items, 0), join(items), join(items, longest + 7)):
+        for batch in (collate(items, 0), join(items), join(items, longest + 7), join(items, None, 16)):
             values = bank.values.detach().requires_grad_()
             with injection.active(bank.merged(values)):
                 losses = answer_losses(model, batch)

@@ -18,14 +18,16 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Joined:
-    """Where `count` sequences lie that follow each other in one row of T tokens.
+    """Where `count` sequences lie that follow each other in one row of T tokens; padding may follow behind the last.
 
     `positions` (1, T) counts the tokens of every sequence from 0. `rows` (T,) is each token's place in a flattened
-    (count, width) layout, in which every sequence has a row of its own, padded on the right.
+    (count, width) layout, in which every sequence has a row of its own, padded on the right; `tokens` (count width,)
+    the token at each place of it, the first one where there is none.
     """
 
     positions: Tensor
     rows: Tensor
+    tokens: Tensor
     count: int
     width: int
 
@@ -51,7 +53,8 @@ class Batch:
         """Return the batch on a device; a GPU copies it from pinned memory while the program goes on."""
         target, joined = torch.device(device), self.joined
         if joined is not None:
-            joined = replace(joined, positions=moved(joined.positions, target), rows=moved(joined.rows, target))
+            positions, rows, tokens = (moved(part, target) for part in (joined.positions, joined.rows, joined.tokens))
+            joined = replace(joined, positions=positions, rows=rows, tokens=tokens)
         return replace(
             self,
             joined=joined,
@@ -106,21 +109,23 @@ def collate(
     return Batch(input_ids, attention_mask, labels, torch.tensor(places, dtype=torch.int64), positions)
 
 
-def join(items: Sequence[Encoded], width: int | None = None) -> Batch:
-    """Return the sequences one after the other in one row, without padding: T is the sum of their lengths.
+def join(items: Sequence[Encoded], width: int | None = None, multiple: int = 1) -> Batch:
+    """Return the sequences one after the other in one row, without padding in between.
 
     `width` is that of the layout in which every sequence has a row of its own (`Joined`), the longest sequence's
-    without it. Raises ValueError for no sequences, or for one that is longer than `width`.
+    without it. The row is as long as the sequences together, up to the next `multiple` as far as that layout has places
+    left: padding lies there behind the sequences, where causal attention does not see it. Raises ValueError for no
+    sequences, or for one that is longer than `width`.
     """
     apart = collate(items, 0, width=width)
     count, width = apart.input_ids.shape
-    found = apart.attention_mask.flatten().nonzero().flatten()
-    to_row = torch.zeros(count * width, dtype=torch.int64).index_copy_(0, found, torch.arange(len(found)))
-    ids, mask, labels = (
-        part.flatten()[found][None] for part in (apart.input_ids, apart.attention_mask, apart.labels)
-    )  # fmt: skip
-    joined = Joined((found % width)[None], found, count, width)
-    return Batch(ids, mask, labels, to_row[apart.places], apart.index, joined)
+    filled = apart.attention_mask.flatten()
+    found, free = filled.nonzero().flatten(), (filled == 0).nonzero().flatten()
+    rows = torch.cat([found, free[: -len(found) % multiple]])
+    tokens = torch.zeros(count * width, dtype=torch.int64).index_copy_(0, rows, torch.arange(len(rows)))
+    ids, mask, labels = (part.flatten()[rows][None] for part in (apart.input_ids, apart.attention_mask, apart.labels))
+    joined = Joined((rows % width)[None], rows, tokens, count, width)
+    return Batch(ids, mask, labels, tokens[apart.places], apart.index, joined)
 
 
 def answer_window(batch: Batch) -> tuple[int, int]:

@@ -32,32 +32,37 @@ _ROUGHLY = 0.15
 
 
 class _Spread(torch.autograd.Function):
-    """Tokens (T, ...) to rows (R, ...) that are zero elsewhere; `rows` (T,) says where each goes."""
+    """Tokens (T, ...) to the rows (R, ...) of a layout, one of them to all places that nobody looks at.
+
+    Both directions are selections: the sums that PyTorch would make back are slow, and in any order. What comes back
+    for places without a token is zero, since nobody looked.
+    """
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, rows: Tensor, count: int) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, tokens: Tensor, *parts: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(rows)
-        return tokens.new_zeros(count, *tokens.shape[1:]).index_copy_(0, rows, tokens)
+        return tuple(part.index_select(0, tokens) for part in parts)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor, None, None]:
-        return given.index_select(0, ctx.saved_tensors[0]), None, None
+    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
+        (rows,) = ctx.saved_tensors
+        return None, None, *(part.index_select(0, rows) for part in given)
 
 
 class _Collected(torch.autograd.Function):
-    """Rows (R, ...) to tokens (T, ...): the transpose of `_Spread`, without sums, which would be made in any order."""
+    """The rows (R, ...) of a layout to tokens (T, ...)."""
 
     @staticmethod
-    def forward(ctx: Any, padded: Tensor, rows: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, found: Tensor) -> Tensor:
         ctx.save_for_backward(rows)
-        ctx.count = len(padded)
-        return padded.index_select(0, rows)
+        ctx.count = len(found)
+        return found.index_select(0, rows)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, given: Tensor) -> tuple[Tensor, None]:
-        return given.new_zeros(ctx.count, *given.shape[1:]).index_copy_(0, ctx.saved_tensors[0], given), None
+    def backward(ctx: Any, given: Tensor) -> tuple[None, Tensor]:
+        return None, given.new_zeros(ctx.count, *given.shape[1:]).index_copy_(0, ctx.saved_tensors[0], given)
 
 
 def _attend(
@@ -71,14 +76,11 @@ def _attend(
         or {x.shape[::2] for x in (query, key, value)} != {(1, layout.rows.numel())}
     ):
         raise ValueError("attention over joined sequences was given a mask, or other tokens than theirs")
-    rows = layout.rows.to(query.device)
-
-    def spread(x: Tensor) -> Tensor:
-        lying: Tensor = _Spread.apply(x[0].transpose(0, 1), rows, layout.count * layout.width)  # type: ignore[no-untyped-call]
-        return lying.view(layout.count, layout.width, *lying.shape[1:]).transpose(1, 2)
-
-    found, _ = sdpa_attention_forward(module, spread(query), spread(key), spread(value), None, **more)
-    collected: Tensor = _Collected.apply(found.flatten(0, 1), rows)  # type: ignore[no-untyped-call]
+    rows, tokens = layout.rows.to(query.device), layout.tokens.to(query.device)
+    lying = _Spread.apply(rows, tokens, *(x[0].transpose(0, 1) for x in (query, key, value)))  # type: ignore[no-untyped-call]
+    q, k, v = (part.view(layout.count, layout.width, *part.shape[1:]).transpose(1, 2) for part in lying)
+    found, _ = sdpa_attention_forward(module, q, k, v, None, **more)
+    collected: Tensor = _Collected.apply(rows, found.flatten(0, 1))  # type: ignore[no-untyped-call]
     return collected[None], None
 
 
