@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tests.pico import FAMILIES, pico_model, pico_setup
 
 from grasp_lora.data import collate
 from grasp_lora.probing import example_losses
-from grasp_lora.probing.attention import maskless_width, unmasked
+from grasp_lora.probing.attention import maskless_width, planless, unmasked
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -50,3 +51,24 @@ def test_models_that_need_a_mask_get_one(change):
     with unmasked(model, 10) as free:
         assert not free
     assert maskless_width(torch.nn.Linear(2, 2)) == 0
+
+
+@pytest.mark.parametrize(
+    ("width", "joined", "limit", "planned"),
+    [
+        (300, None, 512, False),
+        (512, None, 512, True),
+        (3000, 300, 512, False),
+        (3000, 600, 512, True),
+        (3, None, 1, True),
+    ],
+)
+def test_short_sequences_get_no_kernel_that_plans(width, joined, limit, planned):
+    batch = SimpleNamespace(
+        input_ids=SimpleNamespace(is_cuda=True, shape=(2, width)), joined=joined and SimpleNamespace(width=joined)
+    )
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with planless(batch, limit):
+        assert torch.backends.cuda.cudnn_sdp_enabled() is (planned and before)
+        assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() is before

@@ -29,6 +29,11 @@ class SpeedConfig(Section):
     skip_mask: bool = Field(
         True, description="no attention mask where causal attention over right padding needs none (faster kernels)"
     )
+    cudnn_from: PositiveInt = Field(
+        512,
+        description="on a GPU, length from which attention may use cuDNN's kernels, which are faster than PyTorch's "
+        "and plan 0.1 s for each new shape; 1: always",
+    )
     narrow_last: bool = Field(
         True, description="the last layer's feed-forward block on answer positions only, like the head behind it"
     )

@@ -11,14 +11,18 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from ..data import Batch
+
 _CAUSAL = "grasp_lora_causal"
+_PLANLESS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
 # What does not change while a model lives; a look at every module would cost more than a small pass.
 _WIDTHS: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
@@ -48,6 +52,17 @@ def _causal_width(model: PreTrainedModel) -> int:
         return 0
     windows = [getattr(settings, name, None) for name in ("sliding_window", "attention_chunk_size")]
     return min((window for window in windows if window), default=sys.maxsize)
+
+
+@contextmanager
+def planless(batch: Batch, cudnn_from: int) -> Iterator[None]:
+    """Let attention over sequences of fewer than `cudnn_from` tokens use no kernel of cuDNN inside the block.
+
+    Those are the fastest, and plan a tenth of a second for every new shape, which few passes over short sequences earn.
+    """
+    width = batch.input_ids.shape[1] if batch.joined is None else batch.joined.width
+    with sdpa_kernel(_PLANLESS) if batch.input_ids.is_cuda and width < cudnn_from else nullcontext():
+        yield
 
 
 @contextmanager

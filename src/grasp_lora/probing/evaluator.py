@@ -20,6 +20,7 @@ from ..adapters.merge import Pair
 from ..adapters.point import MergePoint
 from ..config import SpeedConfig
 from ..data import Batch, Encoded, cheapest_chunks, collate
+from .attention import planless
 from .loss import example_losses
 from .memory import fitting_tokens, short_pass
 
@@ -137,7 +138,9 @@ class Evaluator:
 
     def _losses(self, batch: Batch, count: int) -> Tensor:
         speed = self._attached.speed
-        return example_losses(self._model, batch, maskless=speed.skip_mask, narrow=count if speed.narrow_last else 0)
+        narrow = count if speed.narrow_last else 0
+        with planless(batch, speed.cudnn_from):
+            return example_losses(self._model, batch, maskless=speed.skip_mask, narrow=narrow)
 
     @property
     def speed(self) -> SpeedConfig:

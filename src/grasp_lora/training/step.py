@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..config import SpeedConfig, TrainingConfig
 from ..data import Batch, Encoded, collate, join, moved
 from ..probing import Attached
-from ..probing.attention import maskless_width
+from ..probing.attention import maskless_width, planless
 from ..probing.joined import joins
 from ..probing.loss import answer_losses
 from ..probing.memory import fitting_tokens
@@ -41,7 +41,8 @@ class PassBody:
         with parts.injection.active(bank.merged(values, dtype=parts.dtype), dropout=self._dropout):
             with self._gathering(batch.attention_mask) if gather else nullcontext():
                 narrow = int(self._narrow and not parts.injection.gathers)
-                losses = answer_losses(parts.model, batch, maskless=parts.speed.skip_mask, narrow=narrow)
+                with planless(batch, parts.speed.cudnn_from):
+                    losses = answer_losses(parts.model, batch, maskless=parts.speed.skip_mask, narrow=narrow)
             loss = (losses * weights).sum()
             (gradient,) = torch.autograd.grad(loss, values)
         self.gradient.add_(gradient)
