@@ -21,7 +21,10 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU"),
     # PyTorch's own modules, while it compiles
     pytest.mark.filterwarnings(
-        "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:TensorFloat32 tensor cores:UserWarning"
+        "ignore::DeprecationWarning",
+        "ignore::FutureWarning",
+        "ignore:TensorFloat32 tensor cores:UserWarning",
+        "ignore:Synchronization debug mode:UserWarning",
     ),
 ]
 PLAIN = {
