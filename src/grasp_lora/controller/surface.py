@@ -212,8 +212,14 @@ def _scales(tops: Vector, reshapes: tuple[float, ...] | None, wide: float, J: in
 def _evidence(XtX: Matrix, XtY: Matrix, scales: Matrix) -> Vector:
     """Return the log evidence (K S,) of every design (K, D, D) at every scale (S, D), less what all share.
 
-    In parts that stay in a cache: all factors together are tens of megabytes, and only the likeliest are of use.
+    In parts that stay in a cache: all factors together are tens of megabytes, and only the likeliest are of use. Scales
+    that are equal, as a small h has them, whose r is at its least whatever its share, are factored once.
     """
+    rows = [row.tobytes() for row in scales]
+    first = {row: at for at, row in reversed([*enumerate(rows)])}
+    once = sorted(first.values())
+    same = [once.index(first[row]) for row in rows]
+    scales = scales[once]
     (K, D), S = XtX.shape[:2], len(scales)
     kinds = max(1, CACHED // (S * (D + 1) ** 2))
     parts = []
@@ -221,7 +227,7 @@ def _evidence(XtX: Matrix, XtY: Matrix, scales: Matrix) -> Vector:
         roots = _roots(XtX[k : k + kinds], XtY[k : k + kinds], scales)
         logdet = np.log(np.einsum("hdd->hd", roots[:, :D, :D])).sum(axis=1)
         parts.append(0.5 * (roots[:, D, :D] ** 2).sum(axis=1) - logdet)
-    return np.concatenate(parts)
+    return np.concatenate(parts).reshape(K, S)[:, same].ravel()
 
 
 def _roots(XtX: Matrix, XtY: Matrix, scales: Matrix) -> Matrix:
