@@ -275,11 +275,11 @@ def why_not_recorded(attached: Attached, longest: int) -> str | None:
 def launch_bound_tokens(model: nn.Module) -> int:
     """Return up to how many tokens a training pass takes longer to launch than to compute.
 
-    A layer's forward and backward take 2.5 to 3.5 ms to launch; a large model on an H100 computes some 6e11
-    multiplications with its weights meanwhile. Larger passes gain nothing by a recording, which costs two passes and
-    keeps their activations' memory.
+    A layer's forward and backward take 2.2 ms and more to launch; a large model on an H100 does some 3e11
+    multiplications with its weights meanwhile, forward and again backward. Larger passes gain nothing by a recording,
+    which costs two passes, keeps their activations' memory and is padded.
     """
-    return tokens_of_work(6e11, *parameters_and_layers(model))
+    return tokens_of_work(4e11, *parameters_and_layers(model))
 
 
 def checkpoints(model: nn.Module) -> bool:

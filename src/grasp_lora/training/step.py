@@ -136,8 +136,9 @@ class TrainingPass:
     def record_with(self, recorder: Recorder, items: Sequence[Encoded], *, check: bool = True) -> None:
         """Record passes over `items` from now on, those that are bound by launches."""
         answer = max(answer_tokens(item) for item in items)
-        widths = few_widths([len(item.input_ids) for item in items], _WIDTHS)
-        sizes = Sizes(tuple(widths), answer, _GRAPHS, launch_bound_tokens(self._attached.model))
+        most = launch_bound_tokens(self._attached.model)
+        widths = few_widths([length for item in items if (length := len(item.input_ids)) <= most], _WIDTHS)
+        sizes = Sizes(tuple(widths), answer, _GRAPHS, most)
         self.graphs = GraphedPasses(
             self._body, self._attached.bank, self._attached.pad_id, sizes, recorder, check=check
         )  # fmt: skip
