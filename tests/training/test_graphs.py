@@ -160,7 +160,7 @@ def test_a_large_model_computes_longer_than_it_launches():
     with torch.device("meta"):
         build = LlamaForCausalLM._from_config
         large = build(LlamaConfig(hidden_size=4096, num_hidden_layers=32, intermediate_size=14336, vocab_size=128256))
-    assert 1500 < graphs.launch_bound_tokens(large) < 4096
+    assert 1000 < graphs.launch_bound_tokens(large) < 2048
     assert graphs.launch_bound_tokens(pico_model("llama")) > 10**6
 
 
