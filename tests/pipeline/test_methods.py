@@ -27,6 +27,7 @@ from grasp_lora.pipeline.opening import working
 from grasp_lora.pipeline.rivals import context, rival_content, rival_factors, system_factors
 from grasp_lora.pipeline.stageio import StageIO
 from grasp_lora.pipeline.stages import all_adapters
+from grasp_lora.probing.joined import joins
 from grasp_lora.rng import derive_seed
 from grasp_lora.training.setup import Setup
 from pico import undrawn
@@ -455,6 +456,7 @@ class Counter:
     """Counts tokens, padding left out, at the embedding: those with gradients were trained on."""
 
     def __init__(self, run):
+        joins(run.setup.base.model, 1)  # the engine's own trial of the model, which is no cost of a method
         self.trained = self.forward = 0
         self._pad = run.setup.base.pad_id
         self._handle = run.setup.base.model.get_input_embeddings().register_forward_pre_hook(self._count)
