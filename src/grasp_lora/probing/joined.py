@@ -118,7 +118,8 @@ def joins(model: nn.Module, longest: int) -> bool:
 def _tried_out(model: nn.Module) -> bool:
     """Return whether a sequence behind another one is left alone by it."""
     whole: Any = model
-    device, size = whole.get_input_embeddings().weight.device, int(whole.config.get_text_config().vocab_size)
+    embedding: Tensor = whole.get_input_embeddings().weight
+    device, size = embedding.device, len(embedding)
     first, other, last = (
         Encoded("", tuple((start + step * i) % size for i in range(count)), 1)
         for start, step, count in ((5, 7, 3), (6, 11, 3), (9, 13, 5))
