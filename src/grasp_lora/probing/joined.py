@@ -7,6 +7,7 @@ kernel that PyTorch may choose, and a kernel that plans for every shape sees few
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,8 @@ from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ..data import Batch, Encoded, Joined, join
-from .attention import maskless_width
+from ..data import Batch, Encoded, Joined, collate, join
+from .attention import maskless_width, planless
 
 _JOINED = "grasp_lora_joined"
 _LAYOUT: ContextVar[Joined | None] = ContextVar("layout", default=None)
@@ -126,13 +127,13 @@ def _tried_out(model: nn.Module) -> bool:
     )
     if device.type == "meta" or maskless_width(model) < len(last.input_ids):
         return False
+    lone, *rows = (batch.to(device) for batch in (collate([last], 0), join([first, last]), join([other, last])))
     training = model.training
     model.eval()
     try:
-        alone = whole(input_ids=torch.tensor([last.input_ids], device=device), use_cache=False).logits[0]
-        behind, again = (
-            _logits(model, join([before, last]).to(device))[-len(last.input_ids) :] for before in (first, other)
-        )
+        with planless(lone, sys.maxsize):
+            alone = whole(input_ids=lone.input_ids, use_cache=False).logits[0]
+            behind, again = (_logits(model, row)[-len(last.input_ids) :] for row in rows)
     except (ValueError, TypeError, RuntimeError, IndexError):  # it takes other things, or its layers do
         return False
     finally:
