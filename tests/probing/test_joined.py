@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.pico import FAMILIES, pico_adapter, pico_model, pico_setup
 from torch import nn
+from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from grasp_lora.adapters.inject import Injection
 from grasp_lora.config import SpeedConfig
@@ -99,6 +100,17 @@ def test_models_whose_tokens_meet_outside_of_attention_keep_their_padding(dtype)
     assert not joins(counting, 20)
     assert not joins(pico_model("mistral", dtype), 20)  # its window is shorter
     assert not joins(nn.Linear(2, 2), 20)
+
+
+@pytest.mark.parametrize("layers", [("conv", "full_attention"), ("full_attention", "conv"), ("full_attention",) * 2])
+def test_a_hybrid_joins_only_where_all_layers_attend(layers):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = Lfm2ForCausalLM(
+            Lfm2Config(**sizes, num_hidden_layers=2, vocab_size=64, layer_types=list(layers), initializer_range=0.25)
+        )
+    assert joins(model, 20) is ("conv" not in layers)
 
 
 def test_attention_refuses_tokens_that_are_not_those_of_the_row():
