@@ -216,10 +216,8 @@ def _evidence(XtX: Matrix, XtY: Matrix, scales: Matrix) -> Vector:
     that are equal, as a small h has them, whose r is at its least whatever its share, are factored once.
     """
     rows = [row.tobytes() for row in scales]
-    first = {row: at for at, row in reversed([*enumerate(rows)])}
-    once = sorted(first.values())
-    same = [once.index(first[row]) for row in rows]
-    scales = scales[once]
+    once = list(dict.fromkeys(rows))
+    same, scales = [once.index(row) for row in rows], scales[[rows.index(row) for row in once]]
     (K, D), S = XtX.shape[:2], len(scales)
     kinds = max(1, CACHED // (S * (D + 1) ** 2))
     parts = []

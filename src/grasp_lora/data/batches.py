@@ -31,6 +31,11 @@ class Joined:
     count: int
     width: int
 
+    def to(self, device: torch.device) -> Joined:
+        """Return the layout on a device, as `Batch.to` does."""
+        positions, rows, tokens = (moved(part, device) for part in (self.positions, self.rows, self.tokens))
+        return Joined(positions, rows, tokens, self.count, self.width)
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -51,13 +56,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the batch on a device; a GPU copies it from pinned memory while the program goes on."""
-        target, joined = torch.device(device), self.joined
-        if joined is not None:
-            positions, rows, tokens = (moved(part, target) for part in (joined.positions, joined.rows, joined.tokens))
-            joined = replace(joined, positions=positions, rows=rows, tokens=tokens)
+        target = torch.device(device)
         return replace(
             self,
-            joined=joined,
+            joined=None if self.joined is None else self.joined.to(target),
             input_ids=moved(self.input_ids, target),
             attention_mask=moved(self.attention_mask, target),
             labels=moved(self.labels, target),

@@ -12,6 +12,7 @@ from ..adapters.kernels import kernels_run
 from ..config import Config, TrainingConfig
 from ..data import Encoded
 from ..probing.evaluator import largest_round
+from ..probing.layers import TOLERANCE
 from ..probing.memory import short_tokens
 from ..training.passes import largest_pass
 from .models import resolve_device, resolve_dtype
@@ -20,9 +21,7 @@ from .models import resolve_device, resolve_dtype
 _BYTES_PER_ENTRY = 5 * 4 + 1
 # Bytes per frozen weight: 4 bits with a 32-bit scale for 64 of them; 8 bits with one scale for a whole row.
 _QUANTIZED_BYTES = {"bnb-4bit": 0.5625, "torchao-8bit": 1.0}
-# What the kernels of gated blocks compute, and in which precisions.
-_KERNEL_ACTIVATIONS = ("silu", "swish")
-_KERNEL_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_KERNEL_ACTIVATIONS = ("silu", "swish")  # what the kernels of gated blocks compute
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def _saves_inputs_only(config: Config, settings: Any, dtype: torch.dtype) -> boo
     """
     speed = config.speed
     fused = speed.fused_norms and speed.fused_kernels and speed.compile_layers == "none"
-    fits = getattr(settings, "hidden_act", None) in _KERNEL_ACTIVATIONS and dtype in _KERNEL_DTYPES
+    fits = getattr(settings, "hidden_act", None) in _KERNEL_ACTIVATIONS and dtype in TOLERANCE
     return fused and fits and kernels_run(resolve_device(config.model.device))
 
 

@@ -6,8 +6,7 @@ update by a batched product. Chunks of examples, sorted by length, keep a pass u
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -21,6 +20,7 @@ from ..adapters.point import MergePoint
 from ..config import SpeedConfig
 from ..data import Batch, Encoded, cheapest_chunks, collate
 from .attention import planless
+from .layers import evaluating
 from .loss import example_losses
 from .memory import fitting_tokens, short_pass
 
@@ -108,7 +108,7 @@ class Evaluator:
         Evaluation mode, so that no dropout of the model draws from the global random state; only layers that
         checkpoint their activations are told that they train, because they do so in no other mode.
         """
-        with _evaluating(self._model, checkpointing=True):
+        with evaluating(self._model, checkpointing=True):
             for chunk, batch in self._plan(1, {}, None):
                 with self._injection.active(self._bank.merged(dtype=self._attached.dtype)):
                     (self._losses(batch, 1).sum() / self.examples).backward()  # type: ignore[no-untyped-call]
@@ -118,7 +118,7 @@ class Evaluator:
         count = groups or 1
         found: list[Tensor] = []
         order: list[int] = []
-        with _evaluating(self._model):
+        with evaluating(self._model):
             plan = self._plan(count, factors, groups)
             with self._injection.active(factors, groups=groups):
                 for chunk, batch in plan:
@@ -196,20 +196,6 @@ def largest_round(
     chunks = cheapest_chunks(lengths, batch_size, budget // count, least // count)
     sizes = [(count * len(chunk) * max(lengths[i] for i in chunk), count * len(chunk)) for chunk in chunks]
     return max((tokens for tokens, _ in sizes), default=0), max((rows for _, rows in sizes), default=0)
-
-
-@contextmanager
-def _evaluating(model: nn.Module, *, checkpointing: bool = False) -> Iterator[None]:
-    """Put the model in evaluation mode and back into its own afterwards."""
-    before = model.training
-    model.eval()
-    if checkpointing:
-        for module in model.modules():
-            module.training = getattr(module, "gradient_checkpointing", False) is True
-    try:
-        yield
-    finally:
-        model.train(before)
 
 
 def _repeat(batch: Batch, count: int) -> Batch:

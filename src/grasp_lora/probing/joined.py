@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ..data import Batch, Encoded, Joined, collate, join
 from .attention import maskless_width, planless
+from .layers import evaluating
 
 _JOINED = "grasp_lora_joined"
 _LAYOUT: ContextVar[Joined | None] = ContextVar("layout", default=None)
@@ -128,16 +129,12 @@ def _tried_out(model: nn.Module) -> bool:
     if device.type == "meta" or maskless_width(model) < len(last.input_ids):
         return False
     lone, *rows = (batch.to(device) for batch in (collate([last], 0), join([first, last]), join([other, last])))
-    training = model.training
-    model.eval()
     try:
-        with planless(lone, sys.maxsize):
+        with evaluating(model), planless(lone, sys.maxsize):
             alone = whole(input_ids=lone.input_ids, use_cache=False).logits[0]
             behind, again = (_logits(model, row)[-len(last.input_ids) :] for row in rows)
     except (ValueError, TypeError, RuntimeError, IndexError):  # it takes other things, or its layers do
         return False
-    finally:
-        model.train(training)
     close = (behind - alone).norm() <= _AGREES.get(alone.dtype, _ROUGHLY) * alone.norm()
     return bool(torch.equal(behind, again) and close)
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-# Relative to the largest number, between a layer's own code and a kernel that rounds once, at the end.
+# By precision of the kernels: relative to the largest number, between a layer's own code and a kernel that rounds
+# once, at the end.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}
 _BLOCKS: weakref.WeakKeyDictionary[nn.Module, list[nn.Module]] = weakref.WeakKeyDictionary()
 
@@ -42,6 +43,20 @@ def agrees(found: Tensor, wanted: object) -> bool:
     if not isinstance(wanted, Tensor) or (found.dtype, found.shape) != (wanted.dtype, wanted.shape):
         return False
     return bool((found - wanted).abs().max() <= TOLERANCE[wanted.dtype] * wanted.abs().max())
+
+
+@contextmanager
+def evaluating(model: nn.Module, *, checkpointing: bool = False) -> Iterator[None]:
+    """Put the model in evaluation mode and back into its own afterwards."""
+    before = model.training
+    model.eval()
+    if checkpointing:
+        for module in model.modules():
+            module.training = getattr(module, "gradient_checkpointing", False) is True
+    try:
+        yield
+    finally:
+        model.train(before)
 
 
 class Overrides:

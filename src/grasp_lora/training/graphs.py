@@ -24,7 +24,7 @@ from ..probing import Attached
 from ..probing.attention import maskless_width
 from ..probing.loss import gatherable_head
 from ..probing.memory import parameters_and_layers, tokens_of_work
-from .passes import answer_weights
+from .passes import answer_weights, padded_width
 
 # Relative difference of a recorded gradient from that of the same pass unrecorded. Other kernels and bfloat16 make it
 # about 0.01; a buffer that was missed makes it about 1.
@@ -169,8 +169,7 @@ class GraphedPasses:
         return worth and tokens <= self._room
 
     def _width(self, items: Sequence[Encoded]) -> int:
-        longest = max(len(item.input_ids) for item in items)
-        return next((width for width in self._sizes.widths if width >= longest), longest)
+        return padded_width(self._sizes.widths, max(len(item.input_ids) for item in items))
 
     def __call__(self, items: Sequence[Encoded], count: int) -> Tensor:
         """Add the gradient of the loss of `items`, each counting 1 / `count`, and return their part of the loss."""

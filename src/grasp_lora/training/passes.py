@@ -83,6 +83,11 @@ def answer_weights(items: Sequence[Encoded], count: int, dtype: torch.dtype) -> 
     return torch.repeat_interleave(1.0 / (sizes.to(dtype) * count), sizes)
 
 
+def padded_width(widths: Sequence[int], length: int) -> int:
+    """Return the first of ascending `widths` that holds `length`, or `length` itself where none does."""
+    return next((width for width in widths if width >= length), length)
+
+
 def few_widths(lengths: Sequence[int], count: int, multiple: int = 8) -> list[int]:
     """Return at most `count` lengths to which padding `lengths` costs the fewest tokens.
 

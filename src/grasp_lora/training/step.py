@@ -17,7 +17,7 @@ from ..probing.joined import joins
 from ..probing.loss import answer_losses
 from ..probing.memory import fitting_tokens
 from .graphs import CudaRecorder, GraphedPasses, Recorder, Sizes, checkpoints, launch_bound_tokens, why_not_recorded
-from .passes import answer_tokens, answer_weights, few_widths, typical_tokens
+from .passes import answer_tokens, answer_weights, few_widths, padded_width, typical_tokens
 from .selector import MaskSelector
 
 _WIDTHS, _GRAPHS = 6, 12  # lengths that rows are padded to, and graphs at most: each costs two passes to make
@@ -82,9 +82,9 @@ class TrainingPass:
         )  # fmt: skip
         self.graphs: GraphedPasses | None = None
         lengths = [len(item.input_ids) for item in items]
-        self._widths = few_widths(lengths, _JOINED_WIDTHS)
         longest = max(lengths, default=0)
         self._joins = not self.random and _joins(attached, config, longest)
+        self._widths = few_widths(lengths, _JOINED_WIDTHS) if self._joins else []
         self.not_recorded = why_not_recorded(attached, longest)
         if self.not_recorded is None and not records_well(attached.speed, config, attached.model, items):
             self.not_recorded = "its passes compute for longer than they take to launch"
@@ -101,9 +101,8 @@ class TrainingPass:
     def _batch(self, items: Sequence[Encoded]) -> Batch:
         if len(items) == 1 or not self._joins:
             return collate(items, self._attached.pad_id)
-        longest = max(len(item.input_ids) for item in items)
-        width = next((width for width in self._widths if width >= longest), longest)
-        return join(items, width, self._multiple(sum(len(item.input_ids) for item in items)))
+        lengths = [len(item.input_ids) for item in items]
+        return join(items, padded_width(self._widths, max(lengths)), self._multiple(sum(lengths)))
 
     def _multiple(self, tokens: int) -> int:
         """Return what the length of a row is a multiple of: a sixteenth or less, so that a GPU sees few lengths.
