@@ -72,6 +72,12 @@ def test_without_triton_and_on_other_devices_it_says_so(cards, monkeypatch):
     assert cards == []
 
 
+def test_whether_kernels_should_run_is_asked_without_compiling_one(cards):
+    fit = [kernels.kernels_fit(torch.device(name)) for name in ("cuda:0", "cuda:1", "cuda:2", "cpu")]
+    assert fit == [True, False, True, False]
+    assert cards == []
+
+
 @pytest.mark.parametrize(
     ("error", "said"),
     [

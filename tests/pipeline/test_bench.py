@@ -372,7 +372,7 @@ def test_the_page_shows_the_records_of_gpus():
 @pytest.mark.parametrize("name", ["mlqa-8b", "xlsum-8b"])
 def test_the_estimate_of_memory_is_what_a_gpu_took(name, monkeypatch):
     monkeypatch.setattr(footprint, "resolve_device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(footprint, "kernels_run", lambda _: True)
+    monkeypatch.setattr(footprint, "kernels_fit", lambda _: True)
     workload, (_, result) = workloads.WORKLOADS[name], gpu_result(f"{name}-h200")
     config, described = workload.config(["model.dtype=bfloat16"]), LlamaConfig(**workload.shape)
     parts, parameters = workload.examples(), 8_030_261_248

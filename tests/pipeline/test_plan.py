@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig
 from world import World
 
+from grasp_lora.adapters import kernels
 from grasp_lora.config import Config
 from grasp_lora.pipeline import footprint
 from grasp_lora.pipeline.plan import make_plan
@@ -104,7 +105,7 @@ def test_the_memory_follows_a_round_where_that_is_larger(world):
 def on_a_gpu(monkeypatch):
     """Estimate as on a GPU that runs kernels."""
     monkeypatch.setattr(footprint, "resolve_device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(footprint, "kernels_run", lambda _: True)
+    monkeypatch.setattr(footprint, "kernels_fit", lambda _: True)
 
 
 @pytest.mark.parametrize("larger", [{"finalize__accumulation": 6}, {"search__eval_batch_size": 6}])
@@ -115,6 +116,22 @@ def test_the_dry_run_says_that_passes_shrink_to_the_memory_of_a_gpu(world, cli, 
     assert plan.memory > plan.least_memory > 2 * plan.parameters
     shown = " ".join(cli("run", "--config", world.file(**config), "--dry-run").out.split())
     assert "GiB; passes shrink to what the GPU has free, down to " in shown
+
+
+def test_a_plan_compiles_no_kernel(world, monkeypatch):
+    def refused(_):
+        raise AssertionError("a plan compiles a kernel")
+
+    monkeypatch.setattr(footprint, "resolve_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(kernels, "find_spec", lambda _: object())
+    monkeypatch.setattr(kernels, "_trial", refused)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    kernels._why_not.cache_clear()
+    config = world.config(model__dtype="bfloat16", finalize__accumulation=6, search__eval_batch_size=1)
+    new = make_plan(config).memory
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    assert new < make_plan(config).memory
 
 
 def test_passes_on_a_cpu_are_as_large_as_planned(world, cli):

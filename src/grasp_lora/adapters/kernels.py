@@ -21,6 +21,11 @@ def kernels_run(device: torch.device) -> bool:
     return why_not(device) is None
 
 
+def kernels_fit(device: torch.device) -> bool:
+    """Return whether they should run there, by what is installed and the GPU's age alone: it compiles nothing."""
+    return _why_unfit(device, os.environ.get("TRITON_INTERPRET") == "1") is None
+
+
 def why_not(device: torch.device) -> str | None:
     """Return why our Triton kernels do not run there, as the end of a sentence; None: they do.
 
@@ -33,6 +38,12 @@ def why_not(device: torch.device) -> str | None:
 
 @cache
 def _why_not(device: torch.device, interpreted: bool) -> str | None:
+    unfit = _why_unfit(device, interpreted)
+    return _trial(device) if unfit is None and device.type == "cuda" else unfit
+
+
+def _why_unfit(device: torch.device, interpreted: bool) -> str | None:
+    """Return what rules kernels out before one is tried."""
     if find_spec("triton") is None:
         return "Triton is missing"
     if device.type != "cuda":
@@ -40,7 +51,7 @@ def _why_not(device: torch.device, interpreted: bool) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 0):
         return f"the GPU is too old (compute capability {capability[0]}.{capability[1]}, kernels need 8.0)"
-    return _trial(device)
+    return None
 
 
 def _trial(device: torch.device) -> str | None:

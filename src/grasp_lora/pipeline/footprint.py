@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..adapters.kernels import kernels_run
+from ..adapters.kernels import kernels_fit
 from ..config import Config, TrainingConfig
 from ..data import Encoded
 from ..probing.evaluator import largest_round
@@ -81,11 +81,12 @@ def _saves_inputs_only(config: Config, settings: Any, dtype: torch.dtype) -> boo
     """Return whether norms, rotations and gated blocks run in kernels that save what goes in only.
 
     By the settings of the model alone: a family that has these activations in blocks of another make is not known here.
+    Nothing is compiled for an estimate.
     """
     speed = config.speed
     fused = speed.fused_norms and speed.fused_kernels and speed.compile_layers == "none"
     fits = getattr(settings, "hidden_act", None) in _KERNEL_ACTIVATIONS and dtype in TOLERANCE
-    return fused and fits and kernels_run(resolve_device(config.model.device))
+    return fused and fits and kernels_fit(resolve_device(config.model.device))
 
 
 def _logits(settings: Any, size: Pass) -> int:
