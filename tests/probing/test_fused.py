@@ -282,6 +282,71 @@ def test_every_block_of_a_class_is_judged_by_itself(act_fn, stand_ins):
         assert "forward" not in vars(second)
 
 
+class ScaledMLP(GatedMLP):
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x):
+        return super().forward(x) * self.scale
+
+
+def test_of_blocks_that_are_alike_one_is_tried_out(stand_ins):
+    experts = torch.nn.ModuleList([a_block() for _ in range(64)])
+    assert len(fused.fuse_layers(experts)) == 64
+    assert stand_ins["gated"] == 1
+    others = torch.nn.ModuleList([a_block(act_fn=torch.nn.GELU()) for _ in range(64)])
+    assert len(fused.fuse_layers(others)) == 0
+    assert stand_ins["gated"] == 2
+
+
+def hooked(block):
+    block.act_fn.register_forward_hook(lambda _module, _args, out: out + 1)
+    return block
+
+
+def with_forward(block):
+    block.act_fn.forward = lambda x: x
+    return block
+
+
+def weighed(block):
+    block.act_fn.register_parameter("weight", torch.nn.Parameter(torch.ones(1)))
+    return block
+
+
+@pytest.mark.parametrize(
+    ("make", "own"),
+    [
+        (lambda: hooked(a_block()), True),
+        (lambda: with_forward(a_block()), True),
+        (lambda: weighed(a_block()), False),
+        (lambda: a_block(lambda: ScaledMLP(2.0)), True),
+        (lambda: a_block(lambda: ScaledMLP(torch.nn.Parameter(torch.tensor(2.0)))), True),
+        (lambda: a_block(dtype=torch.bfloat16), False),
+        (lambda: a_block(act_fn=torch.nn.SiLU(inplace=True)), False),
+    ],
+)
+def test_a_block_that_is_unlike_those_before_is_tried_out(make, own, stand_ins):
+    alike = [a_block(), a_block(lambda: ScaledMLP(1.0)), a_block(lambda: ScaledMLP(torch.nn.Parameter(torch.ones(()))))]
+    odd, before = make(), fused.fuse_layers(torch.nn.ModuleList(alike))
+    assert len(before) == 3
+    before.remove()
+    stand_ins["gated"] = 0
+    fused.fuse_layers(torch.nn.ModuleList([*alike, odd]))
+    assert ("forward" in vars(odd)) is not own
+    assert stand_ins["gated"] == 4
+
+
+def test_weights_that_show_nothing_say_nothing_of_others(stand_ins):
+    empty, other, gated = a_block(act_fn=torch.nn.GELU()), a_block(act_fn=torch.nn.GELU()), a_block()
+    nothing = a_block()
+    for block in (empty, nothing):
+        torch.nn.init.zeros_(block.down_proj.weight)
+    fused.fuse_layers(torch.nn.ModuleList([empty, other, nothing, gated]))
+    assert ["forward" in vars(block) for block in (empty, other, nothing, gated)] == [False, False, False, True]
+
+
 @pytest.mark.parametrize(("dtype", "fits"), [(torch.bfloat16, 1), (torch.float32, 1), (torch.float64, 0)])
 def test_a_block_is_tried_out_in_its_own_precision(dtype, fits, stand_ins):
     for embedding in (torch.float32, torch.bfloat16):

@@ -6,7 +6,7 @@ As with norms, modules qualify by what they compute on a made-up input, not by t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from functools import partial
 from inspect import unwrap
 from types import FunctionType, MethodType
@@ -19,6 +19,8 @@ from ..adapters.kernels import kernels_run, why_not
 from .layers import TOLERANCE, Overrides, agrees
 
 _ROTATION = "apply_rotary_pos_emb"
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+_INTERNAL = frozenset(vars(nn.Module())) - {"training"}  # what every module has, hooks and weights among it
 _MISFIT = (TypeError, RuntimeError, IndexError, ValueError)  # of code that takes other things
 Rotation = Callable[..., tuple[Tensor, Tensor]]
 
@@ -40,13 +42,13 @@ def fuse_layers(model: nn.Module) -> Overrides:
             reason = why_not(weight.device)
             warnings.warn(f"speed.fused_kernels: layers run as they are, since {reason}.", stacklevel=3)
         return overrides
-    rotations = dict[type, FunctionType | None]()
+    rotations, blocks = dict[type, FunctionType | None](), dict[Hashable, bool]()
     for module in model.modules():
         kind = type(module)
         if "forward" in vars(module):  # somebody else's, such as accelerate's, which moves inputs between devices
             continue
         if kind.__name__.endswith("MLP"):
-            if _is_gated(module, weight.dtype):  # each by itself: activations may differ from layer to layer
+            if _qualifies(module, weight.dtype, blocks):  # activations may differ from layer to layer
                 overrides.set(module, MethodType(_gated_block, module))
         elif kind.__name__.endswith("Attention"):
             if kind not in rotations:
@@ -74,11 +76,51 @@ def _known(x: Tensor) -> bool:
     return x.dtype in TOLERANCE and kernels_run(x.device)
 
 
+def _qualifies(module: nn.Module, dtype: torch.dtype, known: dict[Hashable, bool]) -> bool:
+    """Return whether a block computes what `_gated_block` does; of blocks that are alike, the first is tried out.
+
+    A mixture of experts has thousands of them, and each trial waits for the GPU.
+    """
+    if not all(isinstance(getattr(module, name, None), nn.Linear) for name in _PROJECTIONS):
+        return False
+    key = _likeness(module)
+    if key is not None and key in known:
+        return known[key]
+    found = _is_gated(module, dtype)
+    if key is not None and found is not None:
+        known[key] = found
+    return bool(found)
+
+
+def _likeness(block: nn.Module) -> Hashable | None:
+    """Return what blocks have in common that differ in the weights of their projections alone; None: none do.
+
+    Values that are not plain count as the same where they are the same object, as the configuration is. A block with
+    other weights than those, such as a scale, is like no other, nor is one with hooks inside beside its projections.
+    """
+    found: list[Hashable] = []
+    for name, part in block.named_modules():
+        hooked = bool(part._forward_hooks or part._forward_pre_hooks)
+        if name in _PROJECTIONS:
+            weight, bias = part.weight, part.bias is not None
+            found.append((name, type(part), weight.dtype, weight.device, bias, hooked, "forward" in vars(part)))
+        elif name.partition(".")[0] not in _PROJECTIONS:
+            if part._parameters or part._buffers or (hooked and part is not block):
+                return None
+            own = {key: value for key, value in vars(part).items() if key not in _INTERNAL}
+            found.append((name, type(part), *((key, _plain(value)) for key, value in own.items())))
+    return tuple(found)
+
+
+def _plain(value: object) -> Hashable:
+    plain = value is None or isinstance(value, (bool, int, float, str))
+    return type(value), value if plain else id(value)
+
+
 @torch.no_grad()
-def _is_gated(module: Any, dtype: torch.dtype) -> bool:
-    """Return whether a block of a model in `dtype` computes what `_gated_block` does."""
-    gate, up, down = (getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj"))
-    if not all(isinstance(part, nn.Linear) for part in (gate, up, down)) or _differs_in_training(module):
+def _is_gated(module: Any, dtype: torch.dtype) -> bool | None:
+    """Return whether a block of a model in `dtype` computes what `_gated_block` does; None: its weights do not show."""
+    if _differs_in_training(module):
         return False
     # A quantized weight has another shape and dtype than its matrix; one on the meta device is loaded when needed.
     weight, width = module.gate_proj.weight, module.gate_proj.in_features
@@ -87,7 +129,9 @@ def _is_gated(module: Any, dtype: torch.dtype) -> bool:
         return False
     made_up = torch.linspace(-2.0, 3.0, 2 * width, device=weight.device).to(dtype).view(1, 2, -1)
     try:
-        return agrees(_gated_block(module, made_up), type(module).forward(module, made_up))
+        found, wanted = _gated_block(module, made_up), type(module).forward(module, made_up)
+        shows = isinstance(wanted, Tensor) and bool(0.0 < wanted.abs().max() < torch.inf)
+        return agrees(found, wanted) if shows else None
     except _MISFIT:
         return False
 
