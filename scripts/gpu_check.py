@@ -214,10 +214,11 @@ def rounds(world: World) -> dict[str, Any]:
             first = timed(lambda p=probe: p.candidate_losses(masks), world.device)  # type: ignore[misc]
             times = [timed(lambda p=probe: p.candidate_losses(masks), world.device) for _ in range(5)]  # type: ignore[misc]
             losses[name] = probe.candidate_losses(masks)
-            chunks = [len(chunk) for chunk, _ in probe._planned[len(masks)]]
+            budget = probe._budgets["candidates"]
+            chunks = [len(chunk) for chunk, _ in probe._planned[len(masks), budget]]
         found[name] = {
             "s": round(statistics.median(times), 4), "first_s": round(first, 2), "chunks": chunks,
-            "budget": probe._budget, "peak_gib": world.peak(),
+            "budget": budget, "peak_gib": world.peak(),
             "difference": float((losses[name] - losses["plain"]).abs().max()),
         }  # fmt: skip
         say(f"round, {name}: {found[name]}")

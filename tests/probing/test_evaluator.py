@@ -8,7 +8,7 @@ from tests.pico import pico_adapter, pico_model, pico_setup, undrawn
 
 from grasp_lora.adapters.inject import ChannelNorms, Injection
 from grasp_lora.adapters.masks import rank
-from grasp_lora.probing import Evaluator
+from grasp_lora.probing import Evaluator, evaluator
 
 
 @pytest.fixture
@@ -103,6 +103,58 @@ def test_costs_are_tokens_without_padding(parts):
     assert probe.token_passes == tokens
     probe.candidate_losses(masks(bank, 0.1, 0.2, 0.3))
     assert probe.token_passes == 4 * tokens
+
+
+def test_every_kind_of_pass_is_measured_as_it_runs(parts, monkeypatch):
+    """Each gets a budget of its own, from passes of its own kind that leave nothing behind."""
+    work, bank, attached = parts
+    budgets, ran = {"bare": 1000, "merged": 900, "gathering": 800, "candidates": 700, "gradient": 60}, []
+
+    def note(*_):
+        site, gathers = attached.injection._sites[0], attached.injection.gathers
+        ran.append((torch.is_grad_enabled(), site.a is not None, site.groups, gathers))
+
+    def fitting(self, run, count):
+        run(self._batch([0], count))
+        return list(budgets.values())[len(probe._budgets)]
+
+    attached.model.register_forward_pre_hook(note)
+    monkeypatch.setattr(Evaluator, "_fitting", fitting)
+    probe, norms, three = work.evaluator(attached, "micro_dev"), ChannelNorms(), masks(bank, 0.1, 0.2, 0.3)
+    kinds = [
+        (probe.bare_losses, (False, False, None, False)),
+        (probe.losses, (False, True, None, False)),
+        (lambda: probe.losses(norms=norms), (False, True, None, True)),
+        (lambda: probe.candidate_losses(three), (False, True, 2, False)),
+        (probe.accumulate_gradient, (True, True, None, False)),
+    ]
+    for call, wanted in kinds:
+        ran.clear()
+        call()
+        assert ran[0] == wanted
+    gradient, passes = bank.values.grad.clone(), len(ran) - 1  # the first was measured
+    assert passes > 1  # since they hold few tokens
+    for call, _ in kinds:  # nothing is measured anew
+        ran.clear()
+        call()
+    assert probe._budgets == budgets
+    assert len(ran) == passes
+    torch.testing.assert_close(bank.values.grad, 2 * gradient)
+    assert norms.tokens == 2 * sum(len(item.input_ids) for item in work.items("micro_dev"))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_pass_back_gets_fewer_tokens_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(evaluator, "_TOKENS", 10**15)
+    model = pico_model("llama", num_hidden_layers=8).to("cuda").requires_grad_(False)
+    work = pico_setup(model)
+    bank = work.bank([pico_adapter(model, "en")])
+    with Injection(model, bank.modules) as injection:
+        probe = work.evaluator(work.attach(injection, bank), "micro_dev")
+        probe.bare_losses()
+        probe.accumulate_gradient()
+    assert probe._budgets["gradient"] < probe._budgets["bare"] / 2
 
 
 def test_an_empty_list_is_refused(parts):

@@ -6,8 +6,9 @@ update by a batched product. Chunks of examples, sorted by length, keep a pass u
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Float64
@@ -27,6 +28,8 @@ from .memory import fitting_tokens, short_pass
 # Most tokens (padding included) of one pass without gradients. A CPU has no launches to save: small passes pad less and
 # stay in its caches (docs/performance.md).
 _TOKENS, _TOKENS_ON_CPU = 65536, 2048
+# Passes that need memory in other amounts for a token.
+_Kind = Literal["bare", "merged", "gathering", "candidates", "gradient"]
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,10 @@ class Evaluator:
             raise ValueError("an evaluator needs at least one example")
         self._model, self._injection, self._bank = attached.model, attached.injection, attached.bank
         self._items, self._attached = tuple(items), attached
-        self._batch_size, self._budget = batch_size, token_budget
+        self._batch_size, self._given = batch_size, token_budget
+        self._budgets: dict[_Kind, int] = {}
         self._least = short_pass(attached.model, self._device)
-        self._planned: dict[int, list[tuple[list[int], Batch]]] = {}
+        self._planned: dict[tuple[int, int], list[tuple[list[int], Batch]]] = {}  # by candidates and budget
         self.examples = len(items)
         self.token_passes = 0  # tokens without padding that went forward, for cost accounts
 
@@ -108,33 +112,56 @@ class Evaluator:
         Evaluation mode, so that no dropout of the model draws from the global random state; only layers that
         checkpoint their activations are told that they train, because they do so in no other mode.
         """
+        values = self._bank.values
         with evaluating(self._model, checkpointing=True):
-            for chunk, batch in self._plan(1, {}, None):
-                with self._injection.active(self._bank.merged(dtype=self._attached.dtype)):
-                    (self._losses(batch, 1).sum() / self.examples).backward()  # type: ignore[no-untyped-call]
+            for chunk, batch in self._plan(1, "gradient", self._gradient):
+                gradient = self._gradient(batch)
+                values.grad = gradient if values.grad is None else values.grad.add_(gradient)
                 self.token_passes += 2 * self._tokens(chunk)  # forward and backward: 4 per token
+
+    def _gradient(self, batch: Batch) -> Tensor:
+        """Return the gradient (n,) of what a batch adds to the mean loss."""
+        values = self._bank.values.detach().requires_grad_()
+        with self._injection.active(self._bank.merged(values, dtype=self._attached.dtype)):
+            (gradient,) = torch.autograd.grad(self._losses(batch, 1).sum() / self.examples, values)
+        return gradient
 
     def _run(self, factors: dict[str, Pair], groups: int | None, norms: ChannelNorms | None) -> Tensor:
         count = groups or 1
         found: list[Tensor] = []
         order: list[int] = []
         with evaluating(self._model):
-            plan = self._plan(count, factors, groups)
-            with self._injection.active(factors, groups=groups):
-                for chunk, batch in plan:
-                    self.token_passes += count * self._tokens(chunk)
-                    found.append(self._chunk_losses(batch, chunk, count, norms).double().view(count, len(chunk)))
-                    order += chunk
+            plan = self._plan(count, _kind_of(factors, groups, norms), self._small(factors, groups, norms))
+            for chunk, batch in plan:
+                self.token_passes += count * self._tokens(chunk)
+                if norms is not None:
+                    norms.tokens += self._tokens(chunk)
+                found.append(self._forward(batch, factors, groups, norms).double().view(count, len(chunk)))
+                order += chunk
         out = torch.empty(count, self.examples, dtype=torch.float64)
         out[:, order] = torch.cat(found, dim=1).cpu()  # the only look at the device
         return out
 
-    def _chunk_losses(self, batch: Batch, chunk: Sequence[int], count: int, norms: ChannelNorms | None) -> Tensor:
-        if norms is None:
-            return self._losses(batch, count)
-        norms.tokens += self._tokens(chunk)
-        with self._injection.gathering(norms, batch.attention_mask):
-            return self._losses(batch, 0)
+    def _small(
+        self, factors: dict[str, Pair], groups: int | None, norms: ChannelNorms | None
+    ) -> Callable[[Batch], Tensor]:
+        """Return a pass of the same kind that is there to be measured, for two candidates at most.
+
+        They stand for any number: every one adds as many rows, and as much, as the one before.
+        """
+        few = None if groups is None else min(groups, 2)
+        some = factors if few is None else {name: (a[:few], b[:few]) for name, (a, b) in factors.items()}
+        unused = None if norms is None else ChannelNorms()
+        return lambda batch: self._forward(batch, some, few, unused)
+
+    def _forward(
+        self, batch: Batch, factors: dict[str, Pair], groups: int | None, norms: ChannelNorms | None
+    ) -> Tensor:
+        with self._injection.active(factors, groups=groups):
+            if norms is None:
+                return self._losses(batch, groups or 1)
+            with self._injection.gathering(norms, batch.attention_mask):
+                return self._losses(batch, 0)
 
     def _losses(self, batch: Batch, count: int) -> Tensor:
         speed = self._attached.speed
@@ -154,35 +181,39 @@ class Evaluator:
     def _tokens(self, chunk: Sequence[int]) -> int:
         return sum(len(self._items[i].input_ids) for i in chunk)
 
-    def _plan(self, count: int, factors: dict[str, Pair], groups: int | None) -> list[tuple[list[int], Batch]]:
-        """Return the passes for `count` candidates, made once and kept on the device; call in evaluation mode."""
-        if count not in self._planned:
-            if self._budget is None:
-                self._budget = self._fitting(factors, groups)
-            lengths = [len(item.input_ids) for item in self._items]
-            chunks = cheapest_chunks(lengths, self._batch_size, self._budget // count, self._least // count)
-            self._planned[count] = [(chunk, self._batch(chunk, count)) for chunk in chunks]
-        return self._planned[count]
+    def _plan(self, count: int, kind: _Kind, run: Callable[[Batch], Tensor]) -> list[tuple[list[int], Batch]]:
+        """Return the passes for `count` candidates, made once and kept on the device.
 
-    def _fitting(self, factors: dict[str, Pair], groups: int | None) -> int:
-        """Return the most tokens of a pass: on a GPU what its memory holds, measured on the longest example.
-
-        Two candidates stand for any number of them: every one adds as many rows, and as much, as the one before.
+        `run` makes such a pass for up to two candidates, to be measured; call in the mode that the passes are in.
         """
+        if kind not in self._budgets:
+            self._budgets[kind] = self._fitting(run, min(count, 2)) if self._given is None else self._given
+        budget = self._budgets[kind]
+        if (count, budget) not in self._planned:
+            lengths = [len(item.input_ids) for item in self._items]
+            chunks = cheapest_chunks(lengths, self._batch_size, budget // count, self._least // count)
+            self._planned[count, budget] = [(chunk, self._batch(chunk, count)) for chunk in chunks]
+        return self._planned[count, budget]
+
+    def _fitting(self, run: Callable[[Batch], Tensor], count: int) -> int:
+        """Return the most tokens of a pass: on a GPU what its memory holds, measured on the longest example."""
         if self._device.type != "cuda":
             return _TOKENS_ON_CPU
         longest = max(range(self.examples), key=lambda i: len(self._items[i].input_ids))
-        few = None if groups is None else min(groups, 2)
-        some = factors if few is None else {name: (a[:few], b[:few]) for name, (a, b) in factors.items()}
-        batch = self._batch([longest], few or 1)
-        with torch.no_grad(), self._injection.active(some, groups=few):
-            return min(
-                _TOKENS, fitting_tokens(lambda: self._losses(batch, few or 1), batch.input_ids.numel(), self._device)
-            )
+        batch = self._batch([longest], count)
+        return min(_TOKENS, fitting_tokens(lambda: run(batch), batch.input_ids.numel(), self._device))
 
     def _batch(self, chunk: Sequence[int], count: int) -> Batch:
         items = [self._items[i] for i in chunk]
         return _repeat(collate(items, self._attached.pad_id).to(self._device), count)
+
+
+def _kind_of(factors: dict[str, Pair], groups: int | None, norms: ChannelNorms | None) -> _Kind:
+    if groups is not None:
+        return "candidates"
+    if norms is not None:
+        return "gathering"
+    return "merged" if factors else "bare"
 
 
 def largest_round(
