@@ -95,6 +95,23 @@ def test_a_trial_that_fails_is_a_reason_of_one_line(error, said, monkeypatch):
     assert "\n" not in reason
 
 
+def test_a_trial_without_memory_is_made_again(cards, monkeypatch):
+    found = iter([torch.OutOfMemoryError("full"), None])
+
+    def trial(_):
+        if (error := next(found)) is not None:
+            raise error
+
+    monkeypatch.setattr(kernels, "_trial", trial)
+    assert kernels.why_not(torch.device("cuda:0")) == "the GPU's memory is full"
+    assert kernels.kernels_run(torch.device("cuda:0"))
+
+
+def test_a_trial_does_not_blame_triton_for_a_full_gpu(monkeypatch):
+    with pytest.raises(torch.OutOfMemoryError):
+        trial_that(monkeypatch, raising(torch.OutOfMemoryError("full")))
+
+
 def test_a_trial_that_works_or_computes_something_else(monkeypatch):
     assert trial_that(monkeypatch, lambda x: x.add_(1.0)) is None
     assert trial_that(monkeypatch, lambda x: x.add_(2.0)) == "Triton's kernels compute wrong numbers here"

@@ -68,7 +68,10 @@ def test_short_sequences_get_no_kernel_that_plans(width, joined, limit, planned)
         input_ids=SimpleNamespace(is_cuda=True, shape=(2, width)), joined=joined and SimpleNamespace(width=joined)
     )
     before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
     with planless(batch, limit):
         assert torch.backends.cuda.cudnn_sdp_enabled() is (planned and before)
         assert torch.backends.cuda.flash_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled() is False  # as the user has it
+    torch.backends.cuda.enable_mem_efficient_sdp(True)
     assert torch.backends.cuda.cudnn_sdp_enabled() is before

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Lfm2Config, Lfm2ForCausalLM
 
 from grasp_lora.adapters.inject import Injection
-from grasp_lora.config import SpeedConfig
+from grasp_lora.config import ModelConfig, SpeedConfig
 from grasp_lora.data import collate, join
 from grasp_lora.pipeline.models import freeze
 from grasp_lora.probing import example_losses
@@ -37,6 +37,8 @@ def test_a_row_holds_every_sequence_as_it_is():
     assert torch.equal(flat.view(apart.input_ids.shape), apart.input_ids)
     longer, full = join(items, 40, 32), join(items[:1] * 2, multiple=64)
     assert longer.input_ids.shape[1] % 32 == 0
+    padding = longer.attention_mask[0] == 0
+    assert not longer.joined.positions[0, padding].any()  # none that a sequence lacks
     assert longer.attention_mask.sum() == row.input_ids.numel() < longer.input_ids.numel()
     assert torch.equal(longer.joined.rows.sort().values.unique(), longer.joined.rows.sort().values)
     assert full.input_ids.numel() == 2 * len(items[0].input_ids)  # no place is left for padding
@@ -69,6 +71,28 @@ def test_losses_and_gradients_are_those_of_padded_rows(family):
     assert found[0][1].abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gemma"])
+def test_a_row_may_be_longer_than_the_positions_of_the_model(family):
+    model = family_model(family)
+    items = pico_setup(model).items("train")
+    row = join(items)
+    assert row.input_ids.shape[1] > model.config.get_text_config().max_position_embeddings
+    with torch.no_grad():
+        found, wanted = answer_losses(model, row), answer_losses(model, collate(items, 0))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_a_head_with_an_adapter_sees_the_answers_of_a_row_only():
+    model = family_model("llama")
+    items = pico_setup(model).items("train")[:5]
+    plain, row, shapes = answer_losses(model, collate(items, 0)), join(items), []
+    handle = model.get_output_embeddings().register_forward_hook(lambda _m, args, _out: shapes.append(args[0].shape))
+    torch.testing.assert_close(answer_losses(model, row), plain, rtol=0, atol=1e-12)
+    handle.remove()
+    assert [shape[:2] for shape in shapes] == [(1, len(row.places))]
+
+
 class Remembering(nn.Module):
     """A layer norm that adds what the token before held, whatever sequence it is of."""
 
@@ -98,8 +122,39 @@ def test_models_whose_tokens_meet_outside_of_attention_keep_their_padding(dtype)
     counting = family_model("gpt2", dtype)
     counting.transformer.wpe = Counting.from_pretrained(counting.transformer.wpe.weight)
     assert not joins(counting, 20)
+    alike = family_model("gpt2", dtype)  # positions that hardly differ
+    table = alike.transformer.wpe.weight
+    table.data = table[:1] + 0.02 * (table - table[:1])
+    assert joins(alike, 20)
+    alike = family_model("gpt2", dtype)
+    alike.transformer.wpe = Counting.from_pretrained(table)
+    assert not joins(alike, 20)
     assert not joins(pico_model("mistral", dtype), 20)  # its window is shorter
     assert not joins(nn.Linear(2, 2), 20)
+
+
+@pytest.mark.parametrize("error", [AttributeError, KeyError, IndexError, TypeError, ValueError, RuntimeError])
+@pytest.mark.parametrize("where", ["get_input_embeddings", "forward"])
+def test_models_that_cannot_be_tried_keep_their_padding(error, where, monkeypatch):
+    model = family_model("llama")
+
+    def broken(*_, **__):
+        raise error("not here")
+
+    monkeypatch.setattr(model, where, broken)
+    assert not joins(model, 20)
+
+
+def test_a_trial_without_memory_says_nothing_about_the_model(monkeypatch):
+    model = family_model("llama")
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "forward", full)
+        assert not joins(model, 20)
+    assert joins(model, 20)
 
 
 @pytest.mark.parametrize("layers", [("conv", "full_attention"), ("full_attention", "conv"), ("full_attention",) * 2])
@@ -139,3 +194,21 @@ def test_rows_are_padded_where_the_backward_pass_or_a_compiler_would_lose_them(c
     with Injection(model, bank.modules) as injection:
         attached = replace(work.attach(injection, bank), speed=SpeedConfig(**change.get("speed", {})))
         assert TrainingPass(attached, work.items("train"), work.config.finalize, None).padded is padded
+
+
+def test_checkpointing_that_is_turned_on_later_keeps_sequences_apart():
+    found = []
+    for late in (False, True):
+        model = family_model("llama")
+        work = pico_setup(model)
+        items, bank = work.items("train")[:4], work.bank([pico_adapter(model, "en")])
+        with Injection(model, bank.modules) as injection:
+            training = TrainingPass(work.attach(injection, bank), items, work.config.finalize, None)
+            bank.values.grad = torch.zeros_like(bank.values)
+            if late:
+                freeze(model, ModelConfig(gradient_checkpointing=True))
+            model.train()
+            training(items, 4)
+            found.append(bank.values.grad)
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-10)
+    assert found[0].abs().max() > 1e-3

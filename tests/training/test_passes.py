@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grasp_lora.config import SpeedConfig, TrainingConfig
-from grasp_lora.data import Encoded, packed
-from grasp_lora.training.passes import answer_weights, few_widths, largest_pass, pass_tokens
+from grasp_lora.data import Encoded, joined_chunks, packed
+from grasp_lora.training.passes import PLACES, answer_weights, cut_update, few_widths, largest_pass, pass_tokens
 
 
 def items(*lengths: int, answer: int = 2) -> list[Encoded]:
@@ -27,6 +27,28 @@ def test_chunks_hold_every_position_once_under_the_budget(lengths, tokens):
     for chunk, after in pairwise(chunks):
         assert (len(chunk) + 1) * lengths[chunk[0]] > tokens
         assert lengths[chunk[-1]] >= lengths[after[0]]
+
+
+@given(st.lists(st.integers(1, 40), max_size=12), st.integers(1, 100), st.integers(1, 3))
+def test_chunks_to_join_are_under_both_budgets_and_no_later_one_fits_into_an_earlier(lengths, tokens, factor):
+    chunks = joined_chunks(lengths, tokens, factor * tokens)
+    assert sorted(position for chunk in chunks for position in chunk) == list(range(len(lengths)))
+    for number, chunk in enumerate(chunks):
+        held, longest = sum(lengths[i] for i in chunk), max(lengths[i] for i in chunk)
+        assert len(chunk) == 1 or (held <= tokens and len(chunk) * longest <= factor * tokens)
+        for later in chunks[number + 1 :]:
+            more = lengths[later[0]]  # was there when the chunk held some of what it holds now
+            assert held + more > tokens or (len(chunk) + 1) * longest > factor * tokens
+    if lengths and max(lengths) <= tokens and factor == 3:
+        assert len(chunks) <= len(packed(lengths, tokens))
+
+
+def test_a_long_sequence_does_not_widen_the_rows_of_many_short_ones():
+    lengths = [2048] + 64 * [32]
+    chunks = cut_update(lengths, TrainingConfig(batch_size=1, accumulation=65), 4096, padded=False)
+    assert [len(chunk) for chunk in chunks] == [4, 61]
+    assert max(len(chunk) * lengths[chunk[0]] for chunk in chunks) <= PLACES * 4096
+    assert len(cut_update(lengths, TrainingConfig(), 4096)) == 2
 
 
 def test_the_default_budget_is_what_batch_size_of_the_longest_hold():

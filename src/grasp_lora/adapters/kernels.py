@@ -33,7 +33,10 @@ def why_not(device: torch.device) -> str | None:
     """
     if device == torch.device("cuda"):  # the current one
         device = torch.device("cuda", torch.cuda.current_device())
-    return _why_not(device, os.environ.get("TRITON_INTERPRET") == "1")
+    try:
+        return _why_not(device, os.environ.get("TRITON_INTERPRET") == "1")
+    except torch.OutOfMemoryError:  # says nothing about Triton: the next question is another trial
+        return "the GPU's memory is full"
 
 
 @cache
@@ -55,7 +58,7 @@ def _why_unfit(device: torch.device, interpreted: bool) -> str | None:
 
 
 def _trial(device: torch.device) -> str | None:
-    """Return what keeps Triton from compiling and running a kernel there."""
+    """Return what keeps Triton from compiling and running a kernel there; raises OutOfMemoryError for no memory."""
     try:
         from .triton_trial import TritonError, add_one
     except _BROKEN as broken:
@@ -63,6 +66,8 @@ def _trial(device: torch.device) -> str | None:
     try:
         add_one(number := torch.zeros(1, device=device))
         right = number.item() == 1.0  # waits for the kernel
+    except torch.OutOfMemoryError:
+        raise
     except (*_BROKEN, TritonError) as broken:
         return f"Triton cannot compile here: {_first_line(broken)}"
     return None if right else "Triton's kernels compute wrong numbers here"

@@ -20,9 +20,9 @@ IGNORED = -100
 class Joined:
     """Where `count` sequences lie that follow each other in one row of T tokens; padding may follow behind the last.
 
-    `positions` (1, T) counts the tokens of every sequence from 0. `rows` (T,) is each token's place in a flattened
-    (count, width) layout, in which every sequence has a row of its own, padded on the right; `tokens` (count width,)
-    the token at each place of it, the first one where there is none.
+    `positions` (1, T) counts the tokens of every sequence from 0 and is 0 for padding. `rows` (T,) is each token's
+    place in a flattened (count, width) layout, in which every sequence has a row of its own, padded on the right;
+    `tokens` (count width,) the token at each place of it, the first one where there is none.
     """
 
     positions: Tensor
@@ -123,10 +123,12 @@ def join(items: Sequence[Encoded], width: int | None = None, multiple: int = 1) 
     count, width = apart.input_ids.shape
     filled = apart.attention_mask.flatten()
     found, free = filled.nonzero().flatten(), (filled == 0).nonzero().flatten()
-    rows = torch.cat([found, free[: -len(found) % multiple]])
+    padding = free[: -len(found) % multiple]
+    rows = torch.cat([found, padding])
     tokens = torch.zeros(count * width, dtype=torch.int64).index_copy_(0, rows, torch.arange(len(rows)))
     ids, mask, labels = (part.flatten()[rows][None] for part in (apart.input_ids, apart.attention_mask, apart.labels))
-    joined = Joined((rows % width)[None], rows, tokens, count, width)
+    positions = torch.cat([found % width, torch.zeros_like(padding)])  # padding is at none that a sequence lacks
+    joined = Joined(positions[None], rows, tokens, count, width)
     return Batch(ids, mask, labels, tokens[apart.places], apart.index, joined)
 
 
@@ -147,7 +149,7 @@ def length_sorted_chunks(items: Sequence[Encoded], batch_size: int) -> list[list
 
     Items of one length keep their order; every position occurs once.
     """
-    order = sorted(range(len(items)), key=lambda position: -len(items[position].input_ids))
+    order = _longest_first([len(item.input_ids) for item in items])
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
@@ -157,7 +159,7 @@ def cheapest_chunks(lengths: Sequence[int], most: int, tokens: int, least: int =
     A chunk holds at most `most` sequences and `tokens` tokens (a longer sequence makes a chunk by itself) and costs at
     least as much as `least` tokens: what a pass costs however short it is. Among equals, fewer chunks.
     """
-    order = sorted(range(len(lengths)), key=lambda position: -lengths[position])
+    order = _longest_first(lengths)
     best: list[tuple[int, int, int]] = [(0, 0, 0)]  # cost, chunks and start of the last one, of the first k positions
     for end in range(1, len(order) + 1):
         options = []
@@ -176,29 +178,44 @@ def cheapest_chunks(lengths: Sequence[int], most: int, tokens: int, least: int =
     return chunks[::-1]
 
 
-def packed(lengths: Sequence[int], tokens: int, *, padded: bool = True) -> list[list[int]]:
+def packed(lengths: Sequence[int], tokens: int) -> list[list[int]]:
     """Return all positions in chunks of at most `tokens` tokens, padding included, longest sequences first.
 
     Sorted by length, each chunk takes as many sequences as fit, so no other cut of the sorted list has fewer chunks. A
-    sequence that is longer than `tokens` makes a chunk by itself. Sequences of one length keep their order. Those that
-    are not `padded` each go to the first chunk that has room.
+    sequence that is longer than `tokens` makes a chunk by itself. Sequences of one length keep their order.
     """
     chunks: list[list[int]] = []
-    sums: list[int] = []
-    for position in sorted(range(len(lengths)), key=lambda position: -lengths[position]):
-        length = lengths[position]
-        if not padded:
-            place = next((i for i, held in enumerate(sums) if held + length <= tokens), len(sums))
-            if place == len(sums):
-                chunks.append([])
-                sums.append(0)
-            chunks[place].append(position)
-            sums[place] += length
-        elif chunks and (len(chunks[-1]) + 1) * lengths[chunks[-1][0]] <= tokens:
+    for position in _longest_first(lengths):
+        if chunks and (len(chunks[-1]) + 1) * lengths[chunks[-1][0]] <= tokens:
             chunks[-1].append(position)
         else:
             chunks.append([position])
     return chunks
+
+
+def joined_chunks(lengths: Sequence[int], tokens: int, places: int) -> list[list[int]]:
+    """Return all positions in chunks to `join`: at most `tokens` tokens each, longest sequences first.
+
+    Padded to the longest of its chunk, as attention has them, its sequences take at most `places`. Each goes to the
+    first chunk that has room; one that is longer than either makes a chunk by itself.
+    """
+    chunks: list[list[int]] = []
+    sums: list[int] = []
+    for position in _longest_first(lengths):
+        for i, chunk in enumerate(chunks):
+            fits = sums[i] + lengths[position] <= tokens
+            if fits and (len(chunk) + 1) * lengths[chunk[0]] <= places:
+                chunk.append(position)
+                sums[i] += lengths[position]
+                break
+        else:
+            chunks.append([position])
+            sums.append(lengths[position])
+    return chunks
+
+
+def _longest_first(lengths: Sequence[int]) -> list[int]:
+    return sorted(range(len(lengths)), key=lambda position: -lengths[position])
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> list[int]:

@@ -11,18 +11,17 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ..data import Batch
 
 _CAUSAL = "grasp_lora_causal"
-_PLANLESS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 AttentionInterface.register(_CAUSAL, sdpa_attention_forward)
 # What does not change while a model lives; a look at every module would cost more than a small pass.
 _WIDTHS: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
@@ -61,8 +60,15 @@ def planless(batch: Batch, cudnn_from: int) -> Iterator[None]:
     Those are the fastest, and plan a tenth of a second for every new shape, which few passes over short sequences earn.
     """
     width = batch.input_ids.shape[1] if batch.joined is None else batch.joined.width
-    with sdpa_kernel(_PLANLESS) if batch.input_ids.is_cuda and width < cudnn_from else nullcontext():
+    allowed = torch.backends.cuda.cudnn_sdp_enabled()  # type: ignore[no-untyped-call]
+    if not (allowed and batch.input_ids.is_cuda and width < cudnn_from):
         yield
+        return
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 @contextmanager

@@ -27,10 +27,11 @@ from .layers import evaluating
 _JOINED = "grasp_lora_joined"
 _LAYOUT: ContextVar[Joined | None] = ContextVar("layout", default=None)
 _KNOWN: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
-# A sequence in a row against the same one alone, relative to its logits; in half precision, kernels for other shapes
-# differ by some hundredths after many layers.
-_AGREES = {torch.float64: 1e-6, torch.float32: 1e-3}
-_ROUGHLY = 0.15
+# Logits of a sequence in a row against the same one alone, and at another place of a row of the same length, relative
+# to their size. In half precision kernels for other shapes differ by some hundredths after many layers; those for one
+# shape compute every row alike.
+_AGREES = {torch.float64: (1e-6, 1e-6), torch.float32: (1e-3, 1e-3)}
+_AGREES_ROUGHLY = (0.15, 0.02)
 
 
 class _Spread(torch.autograd.Function):
@@ -106,19 +107,31 @@ def joins(model: nn.Module, longest: int) -> bool:
     """Return whether `model` can take sequences of up to `longest` tokens in one row without padding.
 
     It must need no mask for them, and it is tried out, once: tokens of one sequence must not change a single bit of
-    the next one, which must come out as it does alone. So convolutions, recurrent layers, positions of the model's own
-    counting and layers that look at the whole batch rule themselves out.
+    the next one, and wherever in a row a sequence lies, it must come out as it does alone. So convolutions, recurrent
+    layers, positions of the model's own counting and layers that look at the whole batch rule themselves out.
     """
     if maskless_width(model) < longest:
         return False
     if model not in _KNOWN:
-        _KNOWN[model] = _tried_out(model)
+        try:
+            _KNOWN[model] = _tried_out(model)
+        except torch.OutOfMemoryError:  # says nothing about the model: the next question is another trial
+            return False
     return _KNOWN[model]
 
 
-@torch.no_grad()
 def _tried_out(model: nn.Module) -> bool:
-    """Return whether a sequence behind another one is left alone by it."""
+    """Return whether a sequence is left alone by another one before or behind it."""
+    try:
+        return _left_alone(model)
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, LookupError, ValueError, TypeError, RuntimeError):  # its layers take other things
+        return False
+
+
+@torch.no_grad()
+def _left_alone(model: nn.Module) -> bool:
     whole: Any = model
     embedding: Tensor = whole.get_input_embeddings().weight
     device, size = embedding.device, len(embedding)
@@ -126,17 +139,26 @@ def _tried_out(model: nn.Module) -> bool:
         Encoded("", tuple((start + step * i) % size for i in range(count)), 1)
         for start, step, count in ((5, 7, 3), (6, 11, 3), (9, 13, 5))
     )
-    if device.type == "meta" or maskless_width(model) < len(last.input_ids):
+    count = len(last.input_ids)
+    if device.type == "meta" or maskless_width(model) < count:
         return False
-    lone, *rows = (batch.to(device) for batch in (collate([last], 0), join([first, last]), join([other, last])))
-    try:
-        with evaluating(model), planless(lone, sys.maxsize):
-            alone = whole(input_ids=lone.input_ids, use_cache=False).logits[0]
-            behind, again = (_logits(model, row)[-len(last.input_ids) :] for row in rows)
-    except (ValueError, TypeError, RuntimeError, IndexError):  # it takes other things, or its layers do
-        return False
-    close = (behind - alone).norm() <= _AGREES.get(alone.dtype, _ROUGHLY) * alone.norm()
-    return bool(torch.equal(behind, again) and close)
+    lone, *rows = (
+        batch.to(device) for batch in (collate([last], 0), *map(join, ([first, last], [other, last], [last, first])))
+    )
+    with evaluating(model), planless(lone, sys.maxsize):
+        alone = _centred(whole(input_ids=lone.input_ids, use_cache=False).logits[0])
+        behind, again, before = (_centred(_logits(model, row)) for row in rows)
+    behind, again, before = behind[-count:], again[-count:], before[:count]
+    near, same = _AGREES.get(alone.dtype, _AGREES_ROUGHLY)
+    size_of = alone.norm()
+    alike = (behind - alone).norm() <= near * size_of and (behind - before).norm() <= same * size_of
+    return bool(torch.equal(behind, again) and alike)
+
+
+def _centred(logits: Tensor) -> Tensor:
+    """Return logits (T, V) without what all of a token's have in common, which says nothing."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return wide - wide.mean(dim=-1, keepdim=True)
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:

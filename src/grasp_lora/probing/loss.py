@@ -49,12 +49,12 @@ def answer_logits(
 ) -> Tensor:
     """Return the logits (N, V) that predict the N answer tokens of the batch, those at its `places`.
 
-    The model's own head computes them, so that soft caps and logit scalings stay in. It sees the answer positions only;
-    a head that carries an adapter sees every position from the first to the last of them (`logits_to_keep`), and all
-    positions where the model has no such argument, or with `trim=False`. The batch is padded on the right, or its
-    sequences are joined, for a model that `joins` them; with `maskless`, models that need no mask then get none. With
-    `narrow`, the number of equal blocks (candidates) in the batch, the last feed-forward block sees the answer
-    positions only, too.
+    The model's own head computes them, so that soft caps and logit scalings stay in. It sees the answer positions only.
+    A head that carries an adapter sees them, too, in a batch of one row (`logits_to_keep`), else every position from
+    the first to the last of them, and all positions where the model has no such argument, or with `trim=False`. The
+    batch is padded on the right, or its sequences are joined, for a model that `joins` them; with `maskless`, models
+    that need no mask then get none. With `narrow`, the number of equal blocks (candidates) in the batch, the last
+    feed-forward block sees the answer positions only, too.
     """
     with _inputs(model, batch, maskless=maskless) as inputs:
         head = gatherable_head(model) if trim else None
@@ -83,6 +83,9 @@ def _whole_rows(model: nn.Module, batch: Batch, inputs: dict[str, Any], trim: bo
     """Return the logits (N, V) at the answer positions from a head that sees whole rows, or a window of them."""
     width = batch.input_ids.shape[1]
     rows, columns = batch.places // width, batch.places % width
+    if trim and keeps_logits(model) and len(batch.input_ids) == 1:
+        one: Tensor = model(**inputs, logits_to_keep=batch.places).logits
+        return one[0]
     if trim and keeps_logits(model):
         low, high = int(columns.min()), int(columns.max()) + 1
         window = torch.arange(low, high, device=batch.input_ids.device)

@@ -107,3 +107,4 @@ class FixedRatio:
         """Put back what `state` returned."""
         self._selector.load_state(tensors, plain["selector"])
         self._flips = [float(value) for value in plain["flips"]]
+        self._commits.clear()

@@ -283,4 +283,9 @@ def launch_bound_tokens(model: nn.Module) -> int:
 
 def checkpoints(model: nn.Module) -> bool:
     """Return whether any layer recomputes its activations in the backward pass."""
-    return any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules())
+    return any(map(checkpointing, model.modules()))
+
+
+def checkpointing(module: nn.Module) -> bool:
+    """Return whether this layer recomputes its activations in the backward pass."""
+    return getattr(module, "gradient_checkpointing", False) is True

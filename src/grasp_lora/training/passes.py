@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from ..config import SpeedConfig, TrainingConfig
-from ..data import Encoded, packed
+from ..data import Encoded, joined_chunks, packed
 
 # Most tokens of a packed pass on a GPU, where no setting says so and memory allows: by then the matrix products of a
 # large model are bound by arithmetic, and more would only need more memory.
 GPU_TOKENS = 4096
+# Most places of a joined pass inside attention, where its sequences are padded, for each token of its budget.
+PLACES = 2
 
 
 def pass_tokens(
@@ -42,7 +44,7 @@ def cut_update(
 ) -> list[list[int]]:
     """Return the passes of an update's examples, as positions; `tokens` is what `pass_tokens` says."""
     if tokens is not None:
-        return packed(lengths, tokens, padded=padded)
+        return packed(lengths, tokens) if padded else joined_chunks(lengths, tokens, PLACES * tokens)
     width = training.batch_size
     return [list(range(start, min(start + width, len(lengths)))) for start in range(0, len(lengths), width)]
 

@@ -79,12 +79,12 @@ class MaskSelector:
 
     def check(self) -> None:
         """Raise `TrainingError` when an importance of any ranking since the last look is not a number."""
-        finite, self._finite = self._finite, None
-        if finite is not None and not bool(finite):
+        if self._finite is not None and not bool(self._finite):
             raise TrainingError(
                 f"prune.importance: {self._prune.importance} gave values that are not finite. "
                 "Lower the learning rate or use --set prune.importance=magnitude."
             )
+        self._finite = None
 
     def kept(self, ranking: Ranking, point: MergePoint) -> Tensor:
         """Return the mask of a point, shape (n,): True where an entry is kept."""
@@ -131,6 +131,7 @@ class MaskSelector:
             if key.startswith("norms.")
         }
         self._norms.filled = bool(self._norms.squares)
+        self._finite = None
         self._selections, self.probe_tokens = int(plain["selections"]), int(plain["probe_tokens"])
         if self._sensitivity is not None:
             self._sensitivity.mean = tensors["mean"].to(device)

@@ -16,8 +16,17 @@ from ..probing.attention import maskless_width, planless
 from ..probing.joined import joins
 from ..probing.loss import answer_losses
 from ..probing.memory import fitting_tokens
-from .graphs import CudaRecorder, GraphedPasses, Recorder, Sizes, checkpoints, launch_bound_tokens, why_not_recorded
-from .passes import answer_tokens, answer_weights, few_widths, padded_width, typical_tokens
+from .graphs import (
+    CudaRecorder,
+    GraphedPasses,
+    Recorder,
+    Sizes,
+    checkpointing,
+    checkpoints,
+    launch_bound_tokens,
+    why_not_recorded,
+)
+from .passes import PLACES, answer_tokens, answer_weights, few_widths, padded_width, typical_tokens
 from .selector import MaskSelector
 
 _WIDTHS, _GRAPHS = 6, 12  # lengths that rows are padded to, and graphs at most: each costs two passes to make
@@ -85,6 +94,7 @@ class TrainingPass:
         longest = max(lengths, default=0)
         self._joins = not self.random and _joins(attached, config, longest)
         self._widths = few_widths(lengths, _JOINED_WIDTHS) if self._joins else []
+        self._checkpointable = [m for m in attached.model.modules() if hasattr(m, "gradient_checkpointing")]
         self.not_recorded = why_not_recorded(attached, longest)
         if self.not_recorded is None and not records_well(attached.speed, config, attached.model, items):
             self.not_recorded = "its passes compute for longer than they take to launch"
@@ -99,10 +109,12 @@ class TrainingPass:
         return self.graphs is not None or not self._joins
 
     def _batch(self, items: Sequence[Encoded]) -> Batch:
-        if len(items) == 1 or not self._joins:
+        if len(items) == 1 or not self._joins or any(map(checkpointing, self._checkpointable)):
             return collate(items, self._attached.pad_id)
         lengths = [len(item.input_ids) for item in items]
-        return join(items, padded_width(self._widths, max(lengths)), self._multiple(sum(lengths)))
+        tokens, longest, width = sum(lengths), max(lengths), padded_width(self._widths, max(lengths))
+        width = width if len(items) * width <= max(PLACES * tokens, len(items) * longest) else longest
+        return join(items, width, self._multiple(tokens))
 
     def _multiple(self, tokens: int) -> int:
         """Return what the length of a row is a multiple of: a sixteenth or less, so that a GPU sees few lengths.
@@ -119,9 +131,10 @@ class TrainingPass:
     def fitting(self, item: Encoded) -> int:
         """Return how many tokens a pass may hold in the GPU's free memory, measured on one example.
 
-        The gradient is lost.
+        Where passes are joined, with as many places inside attention as they may have. The gradient is lost.
         """
-        batch = collate([item], self._attached.pad_id).to(self._device)
+        alone = collate([item], self._attached.pad_id)
+        batch = (join([item], PLACES * len(item.input_ids)) if self._joins else alone).to(self._device)
         weights = moved(answer_weights([item], 1, self._attached.bank.values.dtype), self._device)
         return fitting_tokens(
             lambda: self._body(batch, weights, gather=False), batch.input_ids.numel(), self._device
