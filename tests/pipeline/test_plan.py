@@ -5,13 +5,19 @@ import json
 import pytest
 import torch
 from transformers import AutoConfig
-from world import World
+from world import World, write_model
 
 from grasp_lora.adapters import kernels
+from grasp_lora.adapters.inject import Injection
+from grasp_lora.adapters.peft_load import load_adapter
 from grasp_lora.config import Config
+from grasp_lora.data import load_examples
 from grasp_lora.pipeline import footprint
+from grasp_lora.pipeline.models import load_base
 from grasp_lora.pipeline.plan import make_plan
 from grasp_lora.pipeline.story import run_pipeline
+from grasp_lora.training.setup import Setup
+from grasp_lora.training.step import TrainingPass
 
 SETTINGS = {
     "all": {
@@ -138,6 +144,33 @@ def test_passes_on_a_cpu_are_as_large_as_planned(world, cli):
     plan = make_plan(world.config(finalize__accumulation=6))
     assert plan.memory == plan.least_memory
     assert "passes shrink" not in cli("run", "--config", world.file(), "--dry-run").out
+
+
+@pytest.mark.parametrize(
+    ("model", "changes", "padded"),
+    [
+        ({}, {}, False),
+        ({"attention_dropout": 0.1}, {}, True),
+        ({}, {"speed__join_rows": False}, True),
+        ({}, {"finalize__dropout": 0.1}, True),
+        ({}, {"model__gradient_checkpointing": True}, True),
+        ({}, {"model__attn_implementation": "eager"}, True),
+    ],
+)
+def test_the_plan_pads_what_the_training_pads(model, changes, padded, tmp_path):
+    world = World(tmp_path, write_model(tmp_path / "model", **model))
+    config = world.config(finalize__accumulation=6, finalize__batch_size=1, speed__tokens_per_pass=100, **changes)
+    planned = next(stage for stage in make_plan(config).stages if stage.name == "finalize").loads[0]
+    setup = Setup(config, load_base(config.model), {"train": load_examples(config.data.target.train, "qa")})
+    items = setup.items("train")
+    bank = setup.bank([load_adapter(world.adapter("en"), setup.base.shapes, name="en")])
+    with Injection(setup.base.model, bank.modules) as injection:
+        passes = TrainingPass(setup.attach(injection, bank), items, config.finalize, None)
+        cuts = passes.cut(items)
+    lengths = [[len(item.input_ids) for item in cut] for cut in cuts]
+    assert passes.padded is padded
+    held = sum(len(cut) * max(cut) if padded else sum(cut) for cut in lengths)
+    assert (planned.passes, planned.tokens) == (2 * len(cuts), 2 * held)
 
 
 FAMILIES = {"llama": True, "qwen3": True, "gemma": False, "gemma2": False, "gpt2": False, "gpt_neox": False}

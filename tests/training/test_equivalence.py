@@ -11,7 +11,7 @@ from tests.pico import Recorder, pico_adapter, pico_model, pico_setup, undrawn
 from grasp_lora.pipeline.adapters import train_adapter
 from grasp_lora.pipeline.finalize import finalize
 from grasp_lora.pipeline.search import search
-from grasp_lora.training import TrainingLoop
+from grasp_lora.training.step import TrainingPass
 
 RATE = 5e-3
 
@@ -66,8 +66,8 @@ def test_batches_and_accumulation_are_the_same_whole_run():
 def test_packed_accumulation_is_the_same_whole_run(importance, monkeypatch):
     """Importance statistics included: they are gathered over the passes, however these are cut."""
     sizes: list[tuple[int, ...]] = []
-    passes = TrainingLoop._passes
-    monkeypatch.setattr(TrainingLoop, "_passes", lambda *a: sizes.append(tuple(map(len, p := passes(*a)))) or p)
+    cut = TrainingPass.cut
+    monkeypatch.setattr(TrainingPass, "cut", lambda *a: sizes.append(tuple(map(len, passes := cut(*a)))) or passes)
     base = settings(importance=importance, batch_size=1, accumulation=4)
     plain = whole_run(base | {"speed": {"pack_accumulation": False}})
     assert {size for update in sizes for size in update} == {1}

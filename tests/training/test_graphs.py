@@ -11,7 +11,6 @@ from grasp_lora.adapters.inject import Injection
 from grasp_lora.adapters.point import MergePoint
 from grasp_lora.config import PruneConfig, TrainingConfig
 from grasp_lora.training import MaskSelector, graphs, step
-from grasp_lora.training.graphs import why_not_recorded
 from grasp_lora.training.step import TrainingPass
 
 
@@ -223,7 +222,6 @@ def test_work_that_ran_instead_of_being_recorded_is_not_trusted(check):
 
 def test_reasons_not_to_record_are_said():
     world = World()
-    assert why_not_recorded(world.attached, 40) == "there is no GPU"
     assert world.passes.not_recorded == "there is no GPU"
 
 

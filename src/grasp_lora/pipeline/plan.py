@@ -11,7 +11,8 @@ from ..baselines import SEQUENTIAL
 from ..config import Config, Importance, TrainingConfig
 from ..controller import Controller
 from ..data import Encoded, epoch_order
-from ..training.step import could_join, records_well
+from ..training.passes import pass_tokens
+from ..training.way import way_of
 from .checks import Checked, preflight
 from .costs import Load, Prediction, answering_loads, forward_load, training_load
 from .footprint import peak_bytes, probing_pass, training_pass
@@ -123,11 +124,13 @@ def _training(world: _World, name: str, role: str, training: TrainingConfig, *, 
 
 def _padded(world: _World, training: TrainingConfig, items: Sequence[Encoded], *, on_gpu: bool) -> bool:
     """Return whether the passes of a training are padded to one length, as far as the model's shape says."""
-    config, model = world.config, world.checked.model
-    longest = max((len(item.input_ids) for item in items), default=0)
-    if config.model.gradient_checkpointing or not could_join(config.speed, training, model, longest):
-        return True
-    return on_gpu and config.speed.cuda_graphs and records_well(config.speed, training, model, items)
+    config = world.config
+    if config.model.gradient_checkpointing or config.model.attn_implementation not in (None, "sdpa"):
+        return True  # which the model without weights does not show
+    tokens = pass_tokens(config.speed, training, items, on_gpu=on_gpu)
+    return way_of(
+        world.checked.model, _modules(world), items, tokens, speed=config.speed, training=training, on_gpu=on_gpu
+    ).padded
 
 
 def _search(world: _World) -> StagePlan:

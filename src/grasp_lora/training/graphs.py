@@ -20,9 +20,6 @@ from torch import Tensor, nn
 
 from ..adapters.bank import AdapterBank
 from ..data import Batch, Encoded, collate, moved
-from ..probing import Attached
-from ..probing.attention import maskless_width
-from ..probing.loss import gatherable_head
 from ..probing.memory import parameters_and_layers, tokens_of_work
 from .passes import answer_weights, padded_width
 
@@ -132,8 +129,8 @@ class _Shape:
 class GraphedPasses:
     """Runs a body over a few shapes, each recorded when it first comes up (the very first shape: the second time).
 
-    With `check`, each recording is compared with an unrecorded pass before it is trusted. What cannot be recorded runs
-    as it is; a warning says why, once.
+    With `check`, each recording is compared with an unrecorded pass before it is trusted. Once something cannot be
+    recorded, nothing is any more (`gave_up`); a warning says why.
     """
 
     def __init__(
@@ -155,21 +152,22 @@ class GraphedPasses:
         self._room = min(self._room, tokens)
 
     def takes(self, items: Sequence[Encoded]) -> bool:
-        """Return whether a pass over `items` is worth a recording, and memory has room; a warning says if not, once."""
-        tokens = len(items) * self._width(items)
-        worth = tokens <= self._sizes.tokens
-        if worth and tokens > self._room and not self._told and self.gave_up is None:
+        """Return whether a pass over `items` is recorded, or is worth it and memory has room; a warning says if not.
+
+        Of none any more once recording has failed, and of no new shape once there are as many as may be.
+        """
+        shape = len(items), max(map(self.length, items))
+        tokens = shape[0] * shape[1]
+        known = shape in self._shapes or len(self._shapes) < self._sizes.graphs
+        worth = self.gave_up is None and known and tokens <= self._sizes.tokens
+        if worth and tokens > self._room and not self._told:
             self._told = True
-            warnings.warn(
-                f"GPU memory leaves no room to record training passes of {tokens} tokens and more as CUDA graphs. They "
-                "run unrecorded, which is slower where passes are short. Lower task.max_length or batch_size, or set "
-                "model.quantization.",
-                stacklevel=3,
-            )
+            warn_of_memory(tokens)
         return worth and tokens <= self._room
 
-    def _width(self, items: Sequence[Encoded]) -> int:
-        return padded_width(self._sizes.widths, max(len(item.input_ids) for item in items))
+    def length(self, item: Encoded) -> int:
+        """Return how many tokens an example has once it is padded to one of the few widths."""
+        return padded_width(self._sizes.widths, len(item.input_ids))
 
     def __call__(self, items: Sequence[Encoded], count: int) -> Tensor:
         """Add the gradient of the loss of `items`, each counting 1 / `count`, and return their part of the loss."""
@@ -182,9 +180,7 @@ class GraphedPasses:
         return self._first(known) if known.replay is None else self._again(known)
 
     def _new(self, shape: tuple[int, ...], made: _Shape) -> Tensor:
-        """Run a shape that has not been seen, and record it, if there is room."""
-        if self.gave_up is not None or len(self._shapes) >= self._sizes.graphs:
-            return self._body(made.batch, made.weights)
+        """Run a shape that has not been seen, and record it."""
         first = not self._shapes
         self._shapes[shape] = made
         # A pass that is not recorded loads kernels and makes sums; the check is one, of all shapes but the first.
@@ -193,7 +189,7 @@ class GraphedPasses:
     def _padded(self, items: Sequence[Encoded], count: int) -> tuple[Batch, Tensor]:
         """Return batch and answer weights in one of the few shapes, on the bank's device."""
         values = self._bank.values
-        batch = collate(items, self._pad_id, width=self._width(items))
+        batch = collate(items, self._pad_id, width=max(map(self.length, items)))
         spare = len(items) * self._sizes.answer - len(batch.places)
         weights = answer_weights(items, count, values.dtype)
         places = torch.cat([batch.places, _unused(batch.places, spare)])
@@ -201,9 +197,7 @@ class GraphedPasses:
         return replace(batch, places=places).to(values.device), moved(padded, values.device)
 
     def _first(self, known: _Shape) -> Tensor:
-        """Record a shape, unless recording failed before, and run it once."""
-        if self.gave_up is not None:
-            return self._body(known.batch, known.weights)
+        """Record a shape and run it once."""
         gradient = self._body.gradient
         before = gradient.clone()
         if self._check:
@@ -214,7 +208,7 @@ class GraphedPasses:
         try:
             known.replay, known.loss = self._recorder(lambda: self._body(known.batch, known.weights))
         except RuntimeError as error:  # whatever the model does that cannot be recorded, memory included
-            self._say(str(error).strip().splitlines()[0])
+            self._give_up(str(error).strip().splitlines()[0])
             return self._body(known.batch, known.weights)
         ran = not torch.equal(gradient, before)
         gradient.copy_(before)
@@ -225,7 +219,7 @@ class GraphedPasses:
         known.replay = None
         gradient.copy_(before)
         how = "it ran at once" if ran else f"by {float(difference / wanted.norm()):.2g}"
-        self._say(f"a recorded pass gave another gradient ({how})")
+        self._give_up(f"a recorded pass gave another gradient ({how})")
         return self._body(known.batch, known.weights, gather=False)  # its tokens have been gathered
 
     def _again(self, known: _Shape) -> Tensor:
@@ -236,8 +230,10 @@ class GraphedPasses:
         self._body.replayed()
         return known.loss
 
-    def _say(self, reason: str) -> None:
+    def _give_up(self, reason: str) -> None:
+        """Record nothing any more, let go of what was, and say why."""
         self.gave_up = reason
+        self._shapes.clear()
         warnings.warn(
             f"training passes are not recorded as CUDA graphs: {reason}. They run unrecorded, which is slower where "
             "passes are short.",
@@ -258,17 +254,14 @@ def _fill(known: _Shape, batch: Batch, weights: Tensor) -> None:
     known.weights.copy_(weights)
 
 
-def why_not_recorded(attached: Attached, longest: int) -> str | None:
-    """Return why training passes over sequences of up to `longest` tokens cannot be recorded; None: they can."""
-    model, speed = attached.model, attached.speed
-    reasons = {
-        "there is no GPU": attached.bank.values.device.type != "cuda",
-        "speed.cuda_graphs=false": not speed.cuda_graphs,
-        "building an attention mask cannot be recorded": not speed.skip_mask or maskless_width(model) < longest,
-        "gradient checkpointing sets the random state anew": checkpoints(model),
-        "the output head carries an adapter": gatherable_head(model) is None,
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
+def warn_of_memory(tokens: int) -> None:
+    """Warn that passes of so many tokens are not recorded for want of memory."""
+    warnings.warn(
+        f"GPU memory leaves no room to record training passes of {tokens} tokens and more as CUDA graphs. They run "
+        "unrecorded, which is slower where passes are short. Lower task.max_length or batch_size, or set "
+        "model.quantization.",
+        stacklevel=4,
+    )
 
 
 def launch_bound_tokens(model: nn.Module) -> int:

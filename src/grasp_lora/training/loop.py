@@ -16,7 +16,6 @@ from ..errors import Interrupted, TrainingError, check_fields
 from ..probing import Attached, Evaluator
 from ..rng import forked_global_state
 from .callbacks import Callback
-from .passes import cut_update, pass_tokens
 from .selector import MaskSelector
 from .state import BEFORE, Outcome, Plumbing, Position
 from .step import TrainingPass
@@ -45,14 +44,12 @@ class TrainingLoop:
         self._io = plumbing or Plumbing()
         self._name = self._io.name
         on_gpu = self.bank.values.device.type == "cuda"
-        self._tokens = pass_tokens(attached.speed, config, items, on_gpu=on_gpu)
-        self._open = on_gpu and self._tokens is not None and attached.speed.tokens_per_pass is None
         self.optimizer = torch.optim.AdamW(
             [self.bank.values], lr=config.lr, weight_decay=config.weight_decay,
             fused=True if on_gpu and attached.speed.fused_optimizer else None,
         )  # fmt: skip
         self._pass = TrainingPass(attached, items, config, selector)
-        self._measures = on_gpu and (self._open or self._pass.graphs is not None)
+        self._measures = self._pass.depends_on_memory
         self._unread: list[tuple[int, int, float, float | Tensor]] = []  # step, examples, rate, loss
         self._read_every = attached.speed.read_losses_every if on_gpu else 1
         self.position = Position()
@@ -95,20 +92,13 @@ class TrainingLoop:
         return self._outcome()
 
     def _measure(self) -> None:
-        """Lower the tokens of a packed pass to what the GPU's memory holds, but not below `batch_size` examples.
-
-        Recorded passes keep memory of their own, for which they get what the largest pass leaves.
-        """
+        """Let passes follow what the GPU's memory holds."""
         self._measures = False
         self._zero_gradient()
         self._model.train()
-        longest = max(self._items, key=lambda item: len(item.input_ids))
         with forked_global_state(self._seed, self._name, "measuring"):
-            fitting = self._pass.fitting(longest)
-        if self._open:
-            sure = pass_tokens(self._pass.speed, self._config, self._items)
-            self._tokens = max(sure or 1, min(self._tokens or 1, fitting))
-        self._pass.leave_to_recordings(fitting - (self._tokens or self._config.batch_size * len(longest.input_ids)))
+            fitting = self._pass.fitting()
+        self._pass.settle(fitting)
 
     def _epochs(self) -> None:
         position, order = self.position, None
@@ -164,7 +154,7 @@ class TrainingLoop:
         if not self._model.training:
             self._model.train()
         total = torch.zeros((), dtype=torch.float64, device=self.bank.values.device)
-        for items in self._passes(chosen):
+        for items in self._pass.cut([self._items[i] for i in chosen]):
             self.position.trained_tokens += sum(len(item.input_ids) for item in items)
             total += self._pass(items, len(chosen))
         return total
@@ -187,12 +177,6 @@ class TrainingLoop:
             self._io.log("step", {"step": step, "epoch": position.epoch, "loss": value, "lr": rate})
             self._io.show(loss=value)
         return value
-
-    def _passes(self, chosen: Sequence[int]) -> list[list[Encoded]]:
-        """Return the examples of an update, pass by pass; each counts 1 / len(chosen) in the loss whatever its pass."""
-        lengths = [len(self._items[i].input_ids) for i in chosen]
-        chunks = cut_update(lengths, self._config, self._tokens, padded=self._pass.padded)
-        return [[self._items[chosen[i]] for i in chunk] for chunk in chunks]
 
     def _rate(self) -> float:
         return self._config.lr * self._config.lr_decay**self.position.epoch

@@ -27,7 +27,7 @@ def pass_tokens(
     Without `speed.tokens_per_pass`, it is what `batch_size` of the longest example hold: `batch_size` says what fits
     into memory, and packing must not need more. Activations follow the tokens; logits, of answer positions only, follow
     the number of examples, so that a pass of many short examples needs more for those. On a GPU a pass may hold up to
-    GPU_TOKENS; the loop lowers that to what its memory holds (`TrainingPass.fitting`).
+    GPU_TOKENS; the trainer lowers that to what its memory holds (`TrainingPass.settle`).
     """
     if not speed.pack_accumulation:
         return None
@@ -49,29 +49,39 @@ def cut_update(
     return [list(range(start, min(start + width, len(lengths)))) for start in range(0, len(lengths), width)]
 
 
-def typical_tokens(speed: SpeedConfig, training: TrainingConfig, items: Sequence[Encoded]) -> float:
-    """Return how many tokens a training pass on a GPU holds, for examples of mean length."""
-    budget = pass_tokens(speed, training, items, on_gpu=True)
-    count = training.batch_size * (training.accumulation if budget is not None else 1)
-    tokens = min(count, len(items)) * sum(len(item.input_ids) for item in items) / max(1, len(items))
+def typical_tokens(training: TrainingConfig, items: Sequence[Encoded], budget: int | None) -> float:
+    """Return how many tokens a pass under a budget holds (None: of `batch_size` examples), for those of mean length."""
+    tokens = _together(training, items, budget) * sum(len(item.input_ids) for item in items) / max(1, len(items))
     return tokens if budget is None else min(tokens, budget)
+
+
+def most_tokens(training: TrainingConfig, items: Sequence[Encoded], budget: int | None) -> int:
+    """Return the most tokens, padding included, that a pass under a budget can hold (None: of `batch_size` examples).
+
+    An example that is longer than the budget makes a pass by itself.
+    """
+    longest = max((len(item.input_ids) for item in items), default=0)
+    most = _together(training, items, budget) * longest
+    return most if budget is None else max(longest, min(budget, most))
+
+
+def _together(training: TrainingConfig, items: Sequence[Encoded], budget: int | None) -> int:
+    """Return how many examples may be in one pass, as far as their number says."""
+    return min(len(items), training.batch_size * (training.accumulation if budget is not None else 1))
 
 
 def largest_pass(
     speed: SpeedConfig, training: TrainingConfig, items: Sequence[Encoded], *, on_gpu: bool = False
 ) -> tuple[int, int]:
     """Return the most tokens, padding included, and the most answer positions that one training pass can hold."""
-    lengths = sorted(len(item.input_ids) for item in items)
-    if not lengths:
-        return 0, 0
-    answer = max(len(item.input_ids) - item.prompt_length for item in items)
     budget = pass_tokens(speed, training, items, on_gpu=on_gpu)
-    if budget is None:
-        width = min(training.batch_size, len(lengths))
-        return width * lengths[-1], width * answer
-    size = min(training.batch_size * training.accumulation, len(lengths))
-    fitting = [count for count, tokens in enumerate(accumulate(lengths[:size]), 1) if tokens <= budget]
-    return max(lengths[-1], min(budget, size * lengths[-1])), max(fitting, default=1) * answer
+    count = _together(training, items, budget)
+    if budget is not None:
+        shortest = sorted(len(item.input_ids) for item in items)[:count]
+        count = min(count, max(1, sum(tokens <= budget for tokens in accumulate(shortest))))
+    return most_tokens(training, items, budget), count * max(
+        (len(item.input_ids) - item.prompt_length for item in items), default=0
+    )
 
 
 def answer_tokens(item: Encoded) -> int:
@@ -88,6 +98,17 @@ def answer_weights(items: Sequence[Encoded], count: int, dtype: torch.dtype) -> 
 def padded_width(widths: Sequence[int], length: int) -> int:
     """Return the first of ascending `widths` that holds `length`, or `length` itself where none does."""
     return next((width for width in widths if width >= length), length)
+
+
+def row_multiple(tokens: int, budget: int | None) -> int:
+    """Return what the length of a row of `tokens` joined tokens is rounded up to a multiple of.
+
+    It is a power of two, a sixteenth of them or less, so that rows have few lengths; or `budget`, which the row then
+    fills, where it would be longer otherwise.
+    """
+    step = 1 << max(0, (tokens // 16).bit_length() - 1)
+    rounded = -(-tokens // step) * step
+    return budget if budget is not None and tokens <= budget < rounded else step
 
 
 def few_widths(lengths: Sequence[int], count: int, multiple: int = 8) -> list[int]:

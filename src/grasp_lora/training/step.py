@@ -7,27 +7,30 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..config import SpeedConfig, TrainingConfig
+from ..config import TrainingConfig
 from ..data import Batch, Encoded, collate, join, moved
 from ..probing import Attached
-from ..probing.attention import maskless_width, planless
+from ..probing.attention import planless
 from ..probing.joined import joins
 from ..probing.loss import answer_losses
 from ..probing.memory import fitting_tokens
-from .graphs import (
-    CudaRecorder,
-    GraphedPasses,
-    Recorder,
-    Sizes,
-    checkpointing,
-    checkpoints,
-    launch_bound_tokens,
-    why_not_recorded,
+from .graphs import CudaRecorder, GraphedPasses, Recorder, Sizes, checkpointing, launch_bound_tokens, warn_of_memory
+from .passes import (
+    PLACES,
+    answer_tokens,
+    answer_weights,
+    cut_update,
+    few_widths,
+    most_tokens,
+    padded_width,
+    pass_tokens,
+    row_multiple,
+    typical_tokens,
 )
-from .passes import PLACES, answer_tokens, answer_weights, few_widths, padded_width, typical_tokens
 from .selector import MaskSelector
+from .way import COMPUTES, Way, way_of
 
 _WIDTHS, _GRAPHS = 6, 12  # lengths that rows are padded to, and graphs at most: each costs two passes to make
 _JOINED_WIDTHS = 6  # lengths of rows inside attention alone, whose kernels may plan for each of them
@@ -84,29 +87,51 @@ class TrainingPass:
     def __init__(
         self, attached: Attached, items: Sequence[Encoded], config: TrainingConfig, selector: MaskSelector | None
     ) -> None:
-        self.random = config.dropout > 0.0 or _has_dropout(attached.model)
-        self._attached, self._device = attached, attached.bank.values.device
+        self._attached, self._items, self._config = attached, items, config
+        self._device = attached.bank.values.device
+        self.tokens = pass_tokens(attached.speed, config, items, on_gpu=self._on_gpu)  # most of a packed pass
+        way = self._way(self.tokens)
+        self.random, self.not_recorded = way.draws, way.not_recorded
         self._body = PassBody(
             attached, config.dropout, selector, narrow=attached.speed.narrow_last and not self.random
         )  # fmt: skip
-        self.graphs: GraphedPasses | None = None
         lengths = [len(item.input_ids) for item in items]
-        longest = max(lengths, default=0)
-        self._joins = not self.random and _joins(attached, config, longest)
+        self._joins = way.joins and joins(attached.model, max(lengths, default=0))
         self._widths = few_widths(lengths, _JOINED_WIDTHS) if self._joins else []
         self._checkpointable = [m for m in attached.model.modules() if hasattr(m, "gradient_checkpointing")]
-        self.not_recorded = why_not_recorded(attached, longest)
-        if self.not_recorded is None and not records_well(attached.speed, config, attached.model, items):
-            self.not_recorded = "its passes compute for longer than they take to launch"
-        elif self.not_recorded is None:
+        self.graphs: GraphedPasses | None = None
+        if self.not_recorded is None:
             self.record_with(CudaRecorder(self._device), items, check=not self.random)
-        elif self._device.type == "cuda" and attached.speed.cuda_graphs:
+        elif self._on_gpu and attached.speed.cuda_graphs and self.not_recorded != COMPUTES:
             warnings.warn(f"training passes are not recorded as CUDA graphs: {self.not_recorded}.", stacklevel=3)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._device.type == "cuda"
+
+    def _way(self, tokens: int | None) -> Way:
+        attached, config = self._attached, self._config
+        return way_of(
+            attached.model, attached.bank.modules, self._items, tokens,
+            speed=attached.speed, training=config, on_gpu=self._on_gpu,
+        )  # fmt: skip
+
+    @property
+    def _recording(self) -> GraphedPasses | None:
+        """The recorded passes, unless recording has failed."""
+        return None if self.graphs is None or self.graphs.gave_up is not None else self.graphs
 
     @property
     def padded(self) -> bool:
         """Return whether sequences of a pass are padded to one length: those that are recorded are."""
-        return self.graphs is not None or not self._joins
+        return self._recording is not None or not self._joins
+
+    def cut(self, items: Sequence[Encoded]) -> list[list[Encoded]]:
+        """Return the examples of an update, pass by pass."""
+        graphs = self._recording
+        lengths = [len(item.input_ids) if graphs is None else graphs.length(item) for item in items]
+        chunks = cut_update(lengths, self._config, self.tokens, padded=self.padded)
+        return [[items[i] for i in chunk] for chunk in chunks]
 
     def _batch(self, items: Sequence[Encoded]) -> Batch:
         if len(items) == 1 or not self._joins or any(map(checkpointing, self._checkpointable)):
@@ -114,31 +139,58 @@ class TrainingPass:
         lengths = [len(item.input_ids) for item in items]
         tokens, longest, width = sum(lengths), max(lengths), padded_width(self._widths, max(lengths))
         width = width if len(items) * width <= max(PLACES * tokens, len(items) * longest) else longest
-        return join(items, width, self._multiple(tokens))
-
-    def _multiple(self, tokens: int) -> int:
-        """Return what the length of a row is a multiple of: a sixteenth or less, so that a GPU sees few lengths.
-
-        For lengths that it has not seen it loads other kernels and cuts its memory anew.
-        """
-        return 1 << max(0, (tokens // 16).bit_length() - 1) if self._device.type == "cuda" else 1
+        return join(items, width, row_multiple(tokens, self.tokens) if self._on_gpu else 1)
 
     @property
-    def speed(self) -> SpeedConfig:
-        """The settings that the passes follow."""
-        return self._attached.speed
+    def depends_on_memory(self) -> bool:
+        """Return whether `settle` may change how passes run: on a GPU, where a setting does not say it all."""
+        return self._on_gpu and (self._open or self.graphs is not None)
 
-    def fitting(self, item: Encoded) -> int:
-        """Return how many tokens a pass may hold in the GPU's free memory, measured on one example.
+    @property
+    def _open(self) -> bool:
+        return self.tokens is not None and self._attached.speed.tokens_per_pass is None
+
+    def fitting(self) -> int:
+        """Return how many tokens a pass may hold in the GPU's free memory, measured on the longest example.
 
         Where passes are joined, with as many places inside attention as they may have. The gradient is lost.
         """
+        item = max(self._items, key=lambda item: len(item.input_ids))
         alone = collate([item], self._attached.pad_id)
         batch = (join([item], PLACES * len(item.input_ids)) if self._joins else alone).to(self._device)
         weights = moved(answer_weights([item], 1, self._attached.bank.values.dtype), self._device)
         return fitting_tokens(
             lambda: self._body(batch, weights, gather=False), batch.input_ids.numel(), self._device
         )  # fmt: skip
+
+    def settle(self, fitting: int) -> None:
+        """Lower the tokens of a packed pass to the `fitting` ones that memory holds, and see again what is recorded.
+
+        They are not lowered below `batch_size` examples. Recordings keep memory of their own: what the largest pass
+        leaves. Where that is too little for passes that are bound by launches, they get half of all.
+        """
+        for part in (fitting, fitting // 2):
+            tokens = self._lowered(part)
+            reason = self._way(tokens).not_recorded
+            room = fitting - most_tokens(self._config, self._items, tokens)
+            typical = typical_tokens(self._config, self._items, tokens)
+            if reason is not None or typical <= room:
+                break
+        else:
+            tokens, reason = self._lowered(fitting), "GPU memory has no room"
+            warn_of_memory(int(typical))
+        self.tokens, self.not_recorded = tokens, reason
+        if reason is not None:
+            self.graphs = None
+        else:
+            if self.graphs is None:
+                self.record_with(CudaRecorder(self._device), self._items, check=not self.random)
+            self.leave_to_recordings(room)
+
+    def _lowered(self, fitting: int) -> int | None:
+        if self.tokens is None or not self._open:
+            return self.tokens
+        return max(pass_tokens(self._attached.speed, self._config, self._items) or 1, min(self.tokens, fitting))
 
     def leave_to_recordings(self, tokens: int) -> None:
         """Let recorded passes hold at most so many tokens, since memory has no room for more."""
@@ -160,38 +212,9 @@ class TrainingPass:
 
         The tensor holds it until the next pass.
         """
-        if self.graphs is not None and self.graphs.takes(items):
-            return self.graphs(items, count)
+        graphs = self._recording
+        if graphs is not None and graphs.takes(items):
+            return graphs(items, count)
         batch = self._batch(items).to(self._device)
         weights = answer_weights(items, count, self._attached.bank.values.dtype)
         return self._body(batch, moved(weights, self._device))
-
-
-def could_join(speed: SpeedConfig, training: TrainingConfig, model: nn.Module, longest: int) -> bool:
-    """Return whether settings and lengths let the sequences of a pass follow each other in one row.
-
-    Not where layers are compiled, which would be done again for every pass, nor where what is drawn would depend on it.
-    """
-    wanted = speed.join_rows and speed.skip_mask and speed.compile_layers != "all" and training.dropout == 0.0
-    return wanted and training.batch_size * training.accumulation > 1 and maskless_width(model) >= longest
-
-
-def _joins(attached: Attached, training: TrainingConfig, longest: int) -> bool:
-    """Return whether they do: not where layers run again in the backward pass, outside of what tells them apart."""
-    model = attached.model
-    return could_join(attached.speed, training, model, longest) and not checkpoints(model) and joins(model, longest)
-
-
-def records_well(speed: SpeedConfig, training: TrainingConfig, model: nn.Module, items: Sequence[Encoded]) -> bool:
-    """Return whether most passes of a training take longer to launch than to compute."""
-    return typical_tokens(speed, training, items) <= launch_bound_tokens(model)
-
-
-def _has_dropout(model: nn.Module) -> bool:
-    """Return whether any dropout of the base model can be active, so that the global random state matters."""
-    if any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules()):
-        return True
-    settings = getattr(model, "config", None)
-    nested = [settings, getattr(settings, "text_config", None)]
-    values = [pair for part in nested if part is not None for pair in vars(part).items()]
-    return any("drop" in key and isinstance(value, float) and value > 0 for key, value in values)
