@@ -30,6 +30,7 @@ from .passes import PLACES, answer_tokens, answer_weights, few_widths, padded_wi
 from .selector import MaskSelector
 
 _WIDTHS, _GRAPHS = 6, 12  # lengths that rows are padded to, and graphs at most: each costs two passes to make
+_OTHER_HEADS = ("classifier_", "summary_")  # dropouts of heads that a language model does not have
 _JOINED_WIDTHS = 6  # lengths of rows inside attention alone, whose kernels may plan for each of them
 
 
@@ -194,4 +195,5 @@ def _has_dropout(model: nn.Module) -> bool:
     settings = getattr(model, "config", None)
     nested = [settings, getattr(settings, "text_config", None)]
     values = [pair for part in nested if part is not None for pair in vars(part).items()]
-    return any("drop" in key and isinstance(value, float) and value > 0 for key, value in values)
+    own = [(key, value) for key, value in values if "drop" in key and not key.startswith(_OTHER_HEADS)]
+    return any(isinstance(value, float) and value > 0 for _, value in own)
