@@ -93,13 +93,13 @@ def check_choice(name: str, value: str, known: Iterable[str]) -> None:
         raise ConfigError(f"{name} must be {' or '.join(choices)}, got '{value}'.{nearest(value, choices)}")
 
 
-def check_fields(saved: Iterable[str], kind: type, *, more: bool = False) -> None:
+def check_fields(saved: Iterable[str], kind: type, *, more: bool = False, complete: bool = False) -> None:
     """Raise `RunError` when `saved`, names in a checkpoint, are not the fields of the dataclass `kind`.
 
-    Fields with a default may be missing; with `more`, there may be others.
+    Fields with a default may be missing, unless `complete`; with `more`, there may be others.
     """
     names, known = set(saved), fields(kind)
-    needed = {f.name for f in known if f.default is MISSING and f.default_factory is MISSING}
+    needed = {f.name for f in known if complete or (f.default is MISSING and f.default_factory is MISSING)}
     wrong = [f"lacks {name}" for name in sorted(needed - names)]
     if not more:
         wrong += [f"has {name}" for name in sorted(names - {f.name for f in known})]

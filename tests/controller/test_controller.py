@@ -89,6 +89,7 @@ def test_what_an_earlier_version_kept_of_its_estimate_is_read() -> None:
     [
         ("latest", lambda latest: latest.pop("gain"), "Glimpse lacks gain"),
         ("state", lambda state: state.pop("std"), "PolicyState lacks std"),
+        ("state", lambda state: state["rest"].append({"mean": 1.0, "std": 0.1, "p": 1.0}), "Coordinate lacks applied"),
         ("state", lambda state: state.update(momentum=1.0), "PolicyState has momentum"),
         ("decisions", lambda decisions: decisions[0].pop("rewards"), "Decision lacks rewards"),
         ("observations", lambda seen: seen.update(loud=[]), "Observations has loud"),

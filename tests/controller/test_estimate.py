@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from grasp_lora.controller.estimate import EstimateSettings, estimate
 from grasp_lora.controller.history import Evaluations, History
-from grasp_lora.controller.moments import Sums, product
+from grasp_lora.controller.moments import Sums
 from grasp_lora.controller.noise import noise_of_mean
 from grasp_lora.controller.surface import Problem, pose, supported
 
@@ -30,10 +31,21 @@ def answer(data: Evaluations, settings: EstimateSettings = WIDE) -> float:
     return estimate(data, settings, np.random.default_rng(0)).p_star
 
 
-def test_product_is_the_matrix_product() -> None:
-    rng = np.random.default_rng(0)
-    left, right = rng.normal(size=(301, 40)), rng.normal(size=(40, 170))
-    assert product(left, right) == pytest.approx(left @ right, abs=1e-12)
+def test_the_answer_is_the_same_to_the_bit_whatever_the_number_of_threads() -> None:
+    history, rng = History(), np.random.default_rng(0)
+    for t in range(12):
+        for p in rng.uniform(0, 0.95, (4, 2)):
+            history.add(t, p, ((p - 0.5) ** 2).sum() + rng.normal(0, 0.02, 16))
+    settings = replace(WIDE, bounds=((0.0, 0.95), (0.5, 2.0)))
+    found, after = [], []
+    for threads in (1, 2, 4):
+        with threadpool_limits(threads, user_api="blas"):
+            found.append(estimate(history.as_arrays(), settings, np.random.default_rng(0)))
+            after.append({pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"})
+    assert after[1] == {2}  # what was set comes back
+    for other in found[1:]:
+        assert np.array_equal(other.minima, found[0].minima)
+        assert repr(other.to_dict()) == repr(found[0].to_dict())
 
 
 @pytest.mark.parametrize("effect", [0.02, 4000.0])

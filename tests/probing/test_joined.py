@@ -212,3 +212,22 @@ def test_checkpointing_that_is_turned_on_later_keeps_sequences_apart():
             found.append(bank.values.grad)
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-10)
     assert found[0].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "random"),
+    [
+        ("gpt_neox", {}, False),  # their configurations name dropouts of heads that they lack
+        ("gpt2", {}, False),
+        ("gpt_neox", {"hidden_dropout": 0.1}, True),
+        ("gpt2", {"attn_pdrop": 0.1}, True),
+        ("llama", {"attention_dropout": 0.1}, True),
+    ],
+)
+def test_dropout_that_a_model_has_keeps_the_padding(family, changes, random):
+    model = pico_model(family, torch.float64, **changes)
+    work = pico_setup(model)
+    bank = work.bank([pico_adapter(model, "en")])
+    with Injection(model, bank.modules) as injection:
+        found = TrainingPass(work.attach(injection, bank), work.items("train"), work.config.finalize, None)
+    assert (found.random, found.padded) == (random, random)

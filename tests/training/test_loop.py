@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 import torch
 from tests.pico import Recorder, pico_adapter, pico_model, pico_setup
 
 from grasp_lora.adapters.inject import Injection
 from grasp_lora.data import collate, epoch_order
-from grasp_lora.errors import Interrupted, TrainingError
+from grasp_lora.errors import Interrupted, RunError, TrainingError
 from grasp_lora.pipeline.adapters import train_adapter
 from grasp_lora.probing import example_losses
 from grasp_lora.probing.joined import joins
 from grasp_lora.runs import load_checkpoint
 from grasp_lora.training import Plumbing, TrainingLoop
+from grasp_lora.training.state import Position
 
 
 def parts(dtype=torch.float64, train=5, **training):
@@ -175,3 +178,87 @@ def test_the_model_is_left_as_it_came():
     assert not any(module.training for module in work.base.model.modules())
     assert all(torch.equal(value, before[name]) for name, value in work.base.model.state_dict().items())
     assert all(parameter.grad is None for parameter in work.base.model.parameters())
+
+
+def test_modules_that_do_not_train_come_back_as_they_were():
+    work, bank = parts()
+    model = work.base.model.train()
+    model.model.embed_tokens.eval()
+    before = [module.training for module in model.modules()]
+    run(work, bank, dev=True)
+    assert [module.training for module in model.modules()] == before
+    model.eval()
+
+
+class Watching:
+    """A callback that is told of `stop` and `fail` by step, and of nothing else."""
+
+    def __init__(self, stop: int = 0, fail: int = 0) -> None:
+        self.stop, self.fail = stop, fail
+
+    def start(self) -> None:
+        pass
+
+    def attach(self, optimizer) -> None:
+        pass
+
+    def after_backward(self) -> None:
+        pass
+
+    def after_step(self, step, loss) -> bool:
+        if step == self.fail:
+            raise TrainingError("what came of it")
+        return step == self.stop
+
+    def state(self):
+        return {}, {}
+
+    def load_state(self, tensors, plain) -> None:
+        pass
+
+
+def watched(callback, poisoned: int = 0, plumbing=None):
+    """Run with losses that are read every 50 steps, as on a GPU every 10."""
+    work, bank = parts(epochs=4)
+    if poisoned:
+        poison(work, poisoned)
+    with Injection(work.base.model, bank.modules) as injection:
+        loop = TrainingLoop(
+            work.attach(injection, bank), work.items("train"), work.config.train_target, seed=3, callbacks=[callback],
+            plumbing=plumbing or Plumbing(),
+        )  # fmt: skip
+        loop._read_every = 50
+        return loop.run()
+
+
+def test_a_run_that_a_callback_stops_has_told_of_every_step():
+    told = []
+    plumbing = Plumbing(log=lambda kind, values: told.append(values["step"]) if kind == "step" else None)
+    assert watched(Watching(stop=8), plumbing=plumbing).steps == 8
+    assert told == [1, 2, 3, 4, 5, 6, 7, 8]
+    with pytest.raises(TrainingError, match="the loss became nan at step 8 of training"):
+        watched(Watching(stop=8), poisoned=8)
+
+
+def test_a_loss_that_was_no_number_explains_what_came_of_it():
+    with pytest.raises(TrainingError, match="the loss became nan at step 4 of training"):
+        watched(Watching(fail=5), poisoned=4)
+    with pytest.raises(TrainingError, match="what came of it"):
+        watched(Watching(fail=5))
+
+
+@pytest.mark.parametrize("name", ["step", "epoch", "loss_sum", "start_dev_loss"])
+def test_a_checkpoint_that_lacks_where_it_stands_is_refused(name):
+    saved = []
+    work, bank = parts()
+    plumbing = Plumbing(save=lambda *state: saved.append(state), poll=lambda: True)
+    with pytest.raises(Interrupted):
+        run(work, bank, plumbing)
+    tensors, plain = saved[0]
+    del plain["position"][name]
+    with Injection(work.base.model, bank.modules) as injection:
+        loop = TrainingLoop(work.attach(injection, bank), work.items("train"), work.config.train_target, seed=3)
+        with pytest.raises(RunError, match=f"Position lacks {name}"):
+            loop.load(tensors, plain)
+        with pytest.raises(RunError, match="1 callback"):
+            loop.load(tensors, {**saved[0][1], "position": asdict(Position()), "callbacks": [{}]})

@@ -11,9 +11,9 @@ from .answer import Estimate, Glimpse, Slice
 from .features import GRID, Bounds, Matrix, Vector
 from .history import Evaluations
 from .interval import displaced, sharpened
-from .moments import product
 from .noise import blur_variance, noise_of_mean
 from .posterior import Curves, Posterior
+from .threads import one_thread
 
 ASKED = 6
 """How many of the likeliest hyperparameter choices the worth of further probes is averaged over."""
@@ -77,8 +77,9 @@ def _named(data: Evaluations, settings: EstimateSettings, rng: np.random.Generat
 
 def glimpse(data: Evaluations, settings: EstimateSettings, rng: np.random.Generator) -> Glimpse:
     """Return what decides on the next probes, from the same fit as `estimate` and without its intervals."""
-    found = _named(data, settings, rng)
-    gain = found.gain(settings, rng)
+    with one_thread():
+        found = _named(data, settings, rng)
+        gain = found.gain(settings, rng)
     return Glimpse(tuple(float(x) for x in found.best), found.minima, gain, found.unsettled(settings), len(data.rounds))
 
 
@@ -88,6 +89,11 @@ def estimate(data: Evaluations, settings: EstimateSettings, rng: np.random.Gener
     The posterior mean is linear in the losses, so every bootstrap sample of examples is an average of per-example
     curves and needs no new fit.
     """
+    with one_thread():
+        return _estimated(data, settings, rng)
+
+
+def _estimated(data: Evaluations, settings: EstimateSettings, rng: np.random.Generator) -> Estimate:
     found = _named(data, settings, rng)
     posterior, best, gain = found.posterior, found.best, found.gain(settings, rng)
     resampled = posterior.resampled(found.curves.points)
@@ -229,7 +235,7 @@ def _gain(
         reach = choice.inverse @ choice.rows(posterior.problem, points, settings.next_round).T
         step = np.linalg.cholesky(reach.T @ reach + np.eye(len(points)))
         moves = np.linalg.solve(step.T, z)
-        after = centre[:, None] + product(product(phi, choice.folded @ reach), moves)
+        after = centre[:, None] + phi @ (choice.folded @ reach) @ moves
         known = float(centre[-1] - centre.min())
         total += share * (float(np.mean(after[-1] - after.min(axis=0))) - known)
     return total

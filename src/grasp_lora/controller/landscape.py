@@ -74,7 +74,7 @@ def landscape_from(loaded: Any, origin: str) -> Landscape:
     if not isinstance(loaded, dict):
         raise DataError(f"{origin}: a landscape is one JSON object, got {type(loaded).__name__}.")
     known = [f.name for f in fields(Landscape)]
-    check_fields(loaded, known, origin)
+    check_landscape(loaded, known, origin)
     lists = {k: numbers(loaded[k], k, origin) for k in ("p", "loss", "loss_start") if loaded.get(k) is not None}
     plain = {k: number(loaded[k], k, origin) for k in known if k not in (*lists, "name") and loaded.get(k) is not None}
     examples = int(plain.pop("examples"))
@@ -83,7 +83,7 @@ def landscape_from(loaded: Any, origin: str) -> Landscape:
     return land
 
 
-def check_fields(loaded: Mapping[str, Any], known: Sequence[str], origin: str) -> None:
+def check_landscape(loaded: Mapping[str, Any], known: Sequence[str], origin: str) -> None:
     """Check which fields a landscape has; the last two of `known` are optional, and only together.
 
     Raises `DataError` naming the field.

@@ -13,20 +13,6 @@ import numpy as np
 
 from .features import Matrix, Vector
 
-UNTHREADED = 200_000
-
-
-def product(left: Matrix, right: Matrix) -> Matrix:
-    """Return left (a, b) @ right (b, c) in slices too small for a threaded BLAS.
-
-    Threads cost several times what they win on matrices of this size, most of all where cores are shared, and the sums
-    are the same whatever their number.
-    """
-    rows = max(1, UNTHREADED // (left.shape[1] * right.shape[1]))
-    if rows >= len(left):
-        return np.asarray(left @ right)
-    return np.concatenate([left[k : k + rows] @ right for k in range(0, len(left), rows)])
-
 
 @dataclass(frozen=True)
 class Sums:
@@ -93,7 +79,7 @@ class Whitened:
         T, J, m = len(drift), self.xx.shape[1] - 1, self.xy.shape[2]
         plain, along = self.still(drift)
         powers = np.concatenate([np.ones((1, T)), fades, fades**2])
-        sums = product(powers, self.xx.reshape(T, -1)).reshape(-1, 1, 1 + J, 1 + J)
+        sums = (powers @ self.xx.reshape(T, -1)).reshape(-1, 1, 1 + J, 1 + J)
         zero, one, two = sums[:1], sums[1 : 1 + len(fades)], sums[1 + len(fades) :]
         faded = ((fades * drift) @ self.xx[:, 0])[:, None]
         rho, rest = shares[:, None], 1 - shares[:, None]
@@ -112,7 +98,7 @@ class Whitened:
         XtX[..., b, a] = rho * zero + (rest - rho) * one - rest * two
         XtX[..., b, b] = zero - 2 * one + two
         XtY = np.empty((len(fades), len(shares), 3 + 2 * J, m))
-        at = product(fades, self.xy.reshape(T, -1)).reshape(-1, 1, 1 + J, m)
+        at = (fades @ self.xy.reshape(T, -1)).reshape(-1, 1, 1 + J, m)
         XtY[..., :2, :] = along[0, :2]
         XtY[..., a, :], XtY[..., e, :] = rho * along[0, 2:] + rest * at[..., 1:, :], at[..., 0, :]
         XtY[..., b, :] = along[0, 2:] - at[..., 1:, :]

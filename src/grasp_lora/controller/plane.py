@@ -13,7 +13,7 @@ from scipy.interpolate import RegularGridInterpolator
 
 from ..errors import DataError
 from .axes import RATIO, STRENGTH, WEIGHT, Axis, ratio_axis
-from .landscape import NEAR_MINIMUM, check_fields, number, numbers
+from .landscape import NEAR_MINIMUM, check_landscape, number, numbers
 
 Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
@@ -83,7 +83,7 @@ class Plane:
 
 def plane_from(loaded: dict[str, Any], origin: str) -> Plane:
     """Check a parsed landscape of two dimensions; raises `DataError` for a missing, unknown or impossible field."""
-    check_fields(loaded, [f.name for f in fields(Plane)], origin)
+    check_landscape(loaded, [f.name for f in fields(Plane)], origin)
     p, q = numbers(loaded["p"], "p", origin), numbers(loaded["q"], "q", origin)
     shifts = loaded["shift_sd"]
     both = numbers(shifts if isinstance(shifts, list) else [shifts, shifts], "shift_sd", origin)

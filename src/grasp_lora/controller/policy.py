@@ -62,7 +62,10 @@ class PolicyState:
     def from_dict(cls, saved: dict[str, Any]) -> PolicyState:
         """Rebuild from `dataclasses.asdict`; raises `RunError` for the fields of another version."""
         check_fields(saved, cls)
-        return cls(**{**saved, "rest": tuple(Coordinate(**axis) for axis in saved.get("rest", ()))})
+        rest = saved.get("rest", ())
+        for axis in rest:
+            check_fields(axis, Coordinate)
+        return cls(**{**saved, "rest": tuple(Coordinate(**axis) for axis in rest)})
 
 
 def initial_state(settings: Settings) -> PolicyState:

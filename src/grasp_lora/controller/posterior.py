@@ -9,7 +9,6 @@ import numpy as np
 
 from .features import Bounds, Flags, Matrix, Vector
 from .history import Evaluations
-from .moments import product
 from .surface import Problem, pose, supported
 
 
@@ -54,9 +53,9 @@ class Posterior:
             examples, F, inside = self.noise * choice.of_examples(), self.noise * choice.folded, self.chosen == h
             centres.append(examples.mean(axis=1))
             own, other = z[inside, : F.shape[1]], rest[inside, : F.shape[1]]
-            self._noisy[inside] = centres[h] + product(own, F.T)
-            beyond = product(product(other, choice.inverse.T), F.T)
-            self._resampled[inside] = product(counts[inside], examples.T) + beyond
+            self._noisy[inside] = centres[h] + own @ F.T
+            beyond = other @ choice.inverse.T @ F.T
+            self._resampled[inside] = counts[inside] @ examples.T + beyond
         self.centres = np.stack(centres)
 
     def at(self, points: Matrix) -> Curves:
@@ -74,7 +73,7 @@ class Posterior:
         out = np.empty((len(weights), len(points)))
         for phi, same in self._shapes(points):
             inside = same[self.chosen]
-            out[inside] = product(weights[inside], phi)
+            out[inside] = weights[inside] @ phi
         return out
 
     def _shapes(self, points: Matrix) -> Iterator[tuple[Matrix, Flags]]:

@@ -152,7 +152,8 @@ class _Batch:
 
     def choice(self, row: int) -> Choice:
         kind, scale = divmod(row, len(self.scales))
-        root = _roots(self.XtX[kind : kind + 1], self.XtY[kind : kind + 1], self.scales[scale : scale + 1])[0]
+        scales = self.scales[scale : scale + 1]
+        root = _roots(self.XtX[kind : kind + 1], self.XtY[kind : kind + 1], scales, _outer(scales))[0]
         return Choice(self.features, self.scales[scale], root[:-1, :-1], self.XtY[kind], *self.kinds[kind])
 
 
@@ -220,23 +221,28 @@ def _evidence(XtX: Matrix, XtY: Matrix, scales: Matrix) -> Vector:
     same, scales = [once.index(row) for row in rows], scales[[rows.index(row) for row in once]]
     (K, D), S = XtX.shape[:2], len(scales)
     kinds = max(1, CACHED // (S * (D + 1) ** 2))
-    parts = []
+    outer, parts = _outer(scales), []
     for k in range(0, K, kinds):
-        roots = _roots(XtX[k : k + kinds], XtY[k : k + kinds], scales)
+        roots = _roots(XtX[k : k + kinds], XtY[k : k + kinds], scales, outer)
         logdet = np.log(np.einsum("hdd->hd", roots[:, :D, :D])).sum(axis=1)
         parts.append(0.5 * (roots[:, D, :D] ** 2).sum(axis=1) - logdet)
     return np.concatenate(parts).reshape(K, S)[:, same].ravel()
 
 
-def _roots(XtX: Matrix, XtY: Matrix, scales: Matrix) -> Matrix:
+def _outer(scales: Matrix) -> Matrix:
+    """Return the products of the scales (S, D) of any two weights, shape (S, D, D)."""
+    return scales[:, :, None] * scales[:, None, :]
+
+
+def _roots(XtX: Matrix, XtY: Matrix, scales: Matrix, outer: Matrix) -> Matrix:
     """Return the Cholesky factors (K S, D + 1, D + 1) of every design (K, D, D) at every scale (S, D).
 
-    X'y of the mean loss is factored along as a last row, which becomes L^-1 X'y.
+    `outer` is `_outer` of the scales. X'y of the mean loss is factored along as a last row, which becomes L^-1 X'y.
     """
     (K, D), S = XtX.shape[:2], len(scales)
     A = np.empty((K, S, D + 1, D + 1))
     A[:, :, :, D] = 0.0
-    np.multiply(XtX[:, None], scales[:, :, None] * scales[:, None, :], out=A[:, :, :D, :D])
+    np.multiply(XtX[:, None], outer, out=A[:, :, :D, :D])
     A[:, :, range(D), range(D)] += 1.0
     half = scales * XtY.mean(axis=2)[:, None]
     A[:, :, D, :D] = half

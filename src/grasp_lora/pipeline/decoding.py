@@ -7,6 +7,7 @@ batch. The same steps run without a graph elsewhere, which is how they are teste
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ from transformers.cache_utils import StaticLayer
 
 from ..probing.attention import unmasked
 from ..probing.loss import gatherable_head, gathered, keeps_logits
+from ..training.graphs import CudaRecorder
 
 LOOK_EVERY = 4  # tokens between looks whether all rows have ended; each look waits for the device
 _ALIGN = 64  # widths of masks that attention kernels take as they are
@@ -80,13 +82,13 @@ class StaticDecoder:
         self._done = torch.zeros(rows, dtype=torch.bool, device=device)
         self._out = torch.zeros(rows, new, dtype=torch.long, device=device)
         self._capture = capture
-        self._graph: Any = None
+        self._replay: Callable[[], None] | None = None
         self.note: str | None = None
 
     @property
     def captured(self) -> bool:
         """Return whether the step runs as a graph."""
-        return self._graph is not None
+        return self._replay is not None
 
     @torch.no_grad()
     def __call__(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -162,8 +164,8 @@ class StaticDecoder:
         self._positions.add_(1)
         self._column.add_(1)
 
-    def _step(self) -> None:
-        """Read every row's newest token and write the next."""
+    def _step(self) -> Tensor:
+        """Read every row's newest token and write the next (B, 1)."""
         self._mask.index_fill_(3, self._slot, 0.0)
         self._slot.add_(1)
         out = self._model(
@@ -171,12 +173,13 @@ class StaticDecoder:
             past_key_values=self._cache, use_cache=True,
         )  # fmt: skip
         self._write(out.logits[:, -1])
+        return self._tokens
 
     def _advance(self) -> None:
-        if self._graph is None:
+        if self._replay is None:
             self._step()
         else:
-            self._graph.replay()
+            self._replay()
 
     def _record(self) -> None:
         """Capture the step, once; the state is put back, since warming up takes steps of its own."""
@@ -185,27 +188,25 @@ class StaticDecoder:
         moved += [layer.cumulative_length for layer in self._cache.layers]
         saved = [tensor.clone() for tensor in moved]
         try:
-            self._graph = self._captured()
+            self._replay = self._captured()
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # what a kernel that may not be captured raises
             self.note = f"one token's step cannot be captured ({str(error).strip().splitlines()[0]})"
+            warnings.warn(f"speed.static_cache: {self.note}; it runs as it is, which is slower.", stacklevel=3)
         for tensor, before in zip(moved, saved, strict=True):
             tensor.copy_(before)
 
-    def _captured(self) -> Any:
-        """Return the step as a graph; one step beforehand lets libraries choose kernels and take their memory."""
-        graph = torch.cuda.CUDAGraph()
+    def _captured(self) -> Callable[[], None]:
+        """Return what replays the step; one beforehand lets libraries choose kernels and take their memory."""
         with torch.cuda.device(self._tokens.device):
-            # PyTorch's own stream for captures is one of the GPU that captured first in this process.
-            side, capturing = torch.cuda.Stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 self._step()
             torch.cuda.current_stream().wait_stream(side)
-            with torch.cuda.graph(graph, stream=capturing, capture_error_mode="thread_local"):
-                self._step()
-        return graph
+        replay, _ = CudaRecorder(self._tokens.device)(self._step)
+        return replay
 
 
 @contextmanager

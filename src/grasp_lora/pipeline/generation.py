@@ -14,7 +14,8 @@ from torch import nn
 from transformers import GenerationConfig
 
 from ..errors import ModelError, TrainingError
-from .decoding import StaticDecoder, obstacle
+from ..probing.layers import modes_kept
+from .decoding import StaticDecoder, bare, obstacle
 
 Continue = Callable[[Sequence[Sequence[int]]], list[list[int]]]
 # How many answers at once a model's GPU has turned out to hold, where it was asked for more.
@@ -101,16 +102,17 @@ def generating(model: Any, settings: GenerationConfig) -> Iterator[None]:
     Passing a config to `generate` is not enough: what it leaves open is filled in from the checkpoint's. Eval
     mode also keeps gradient checkpointing, which would forbid the cache, out of the way.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    before = model.generation_config
-    model.eval()
-    model.generation_config = settings
-    try:
-        yield
-    finally:
-        model.generation_config = before
-        for module, training in modes:
-            module.training = training
+    owners: list[Any] = list({id(owner): owner for owner in (model, bare(model))}.values())
+    before = [owner.generation_config for owner in owners]
+    with modes_kept(model):
+        model.eval()
+        try:
+            for owner in owners:  # PEFT's `generate` hands the wrapper's to the model below
+                owner.generation_config = settings
+            yield
+        finally:
+            for owner, own in zip(owners, before, strict=True):
+                owner.generation_config = own
 
 
 def continuation(model: nn.Module, settings: GenerationConfig, *, rows: int, longest: int, static: bool) -> Continue:

@@ -46,17 +46,25 @@ def agrees(found: Tensor, wanted: object) -> bool:
 
 
 @contextmanager
-def evaluating(model: nn.Module, *, checkpointing: bool = False) -> Iterator[None]:
-    """Put the model in evaluation mode and back into its own afterwards."""
-    before = model.training
-    model.eval()
-    if checkpointing:
-        for module in model.modules():
-            module.training = getattr(module, "gradient_checkpointing", False) is True
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Give every module of the model its own mode back after the block: parts of one that trains may not."""
+    before = [(module, module.training) for module in model.modules()]
     try:
         yield
     finally:
-        model.train(before)
+        for module, training in before:
+            module.training = training
+
+
+@contextmanager
+def evaluating(model: nn.Module, *, checkpointing: bool = False) -> Iterator[None]:
+    """Put the model in evaluation mode, and its modules back into their own afterwards."""
+    with modes_kept(model):
+        model.eval()
+        if checkpointing:
+            for module in model.modules():
+                module.training = getattr(module, "gradient_checkpointing", False) is True
+        yield
 
 
 class Overrides:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from ..config import TrainingConfig
 from ..data import Encoded, epoch_order
-from ..errors import Interrupted, TrainingError, check_fields
+from ..errors import Interrupted, RunError, TrainingError, check_fields
 from ..probing import Attached, Evaluator
+from ..probing.layers import modes_kept
 from ..rng import forked_global_state
 from .callbacks import Callback
 from .selector import MaskSelector
-from .state import BEFORE, Outcome, Plumbing, Position
+from .state import BEFORE, Outcome, Plumbing, Position, part
 from .step import TrainingPass
 
 
@@ -68,28 +69,30 @@ class TrainingLoop:
         Raises `TrainingError` for a loss that is not finite or memory that runs out, `Interrupted` when asked to stop;
         the last checkpoint stays.
         """
-        mode = self._model.training
         try:
-            if self.position.step == 0:
-                for callback in self._callbacks:
-                    callback.start()
-                if self.judging_start and self._dev is not None:
-                    self._judge_start(self._dev)
-            if self._measures:
-                self._measure()
-            self._epochs()
+            with modes_kept(self._model):
+                self._whole()
         except torch.OutOfMemoryError as error:
             raise TrainingError(
                 f"out of GPU memory at step {self.position.step + 1} of {self._name} ({error}). Lower batch_size (and "
                 "raise accumulation), task.max_length or eval_batch_size, set model.gradient_checkpointing=true, or "
                 "model.quantization; then go on with --resume."
             ) from None
-        finally:
-            self._model.train(mode)
         if self._best:
             self.bank.load_state(self._best)
         self._require_finite()
-        return self._outcome()
+        return self.position.outcome()
+
+    def _whole(self) -> None:
+        if self.position.step == 0:
+            for callback in self._callbacks:
+                callback.start()
+            if self.judging_start and self._dev is not None:
+                self._judge_start(self._dev)
+        if self._measures:
+            self._measure()
+        self._epochs()
+        self._read()
 
     def _measure(self) -> None:
         """Let passes follow what the GPU's memory holds."""
@@ -132,7 +135,11 @@ class TrainingLoop:
         self.optimizer.step()
         position.step += 1
         position.update += 1
-        stops = [callback.after_step(position.step, loss) for callback in self._callbacks]
+        try:
+            stops = [callback.after_step(position.step, loss) for callback in self._callbacks]
+        except TrainingError:
+            self._read()  # a loss that was no number explains all that came of it
+            raise
         position.stopped = any(stops)
 
     def _zero_gradient(self) -> None:
@@ -225,14 +232,6 @@ class TrainingLoop:
         position.stopped = self._io.judge(position.epoch, loss) or position.stopped
         return loss
 
-    def _outcome(self) -> Outcome:
-        p = self.position
-        epochs = p.epoch + (1 if p.update else 0)
-        return Outcome(
-            p.step, epochs, p.best_epoch, tuple(p.dev_losses), tuple(p.epoch_losses), p.stopped,
-            p.trained_tokens, p.dev_tokens, p.start_dev_loss,
-        )  # fmt: skip
-
     def _checkpoint(self) -> None:
         self._read()
         if self._io.save is None:
@@ -261,21 +260,22 @@ class TrainingLoop:
 
     def load(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
         """Put back what `state` returned, made with the same configuration, data and version (else `RunError`)."""
-        check_fields(plain["position"], Position)
+        check_fields(plain["position"], Position, complete=True)
+        if len(plain["callbacks"]) != len(self._callbacks):
+            raise RunError(
+                f"checkpoint: it holds the state of {len(plain['callbacks'])} callback(s), this run has "
+                f"{len(self._callbacks)}. Go on with the settings and the version that wrote it, or start anew."
+            )
         self.position = Position(**plain["position"])
-        self.bank.load_state(_part(tensors, "bank."))
-        self._best = {k: v.to(self.bank.values.device) for k, v in _part(tensors, "best.").items()}
+        self.bank.load_state(part(tensors, "bank."))
+        self._best = {k: v.to(self.bank.values.device) for k, v in part(tensors, "best.").items()}
         device = self.bank.values.device
         fused = self.optimizer.defaults["fused"]  # counts its steps where the values are
         adam = {
             k: v.clone() if k == "step" and not fused else v.to(device, copy=True)
-            for k, v in _part(tensors, "adam.").items()
+            for k, v in part(tensors, "adam.").items()
         }
         if adam:
             self.optimizer.state[self.bank.values] = adam
         for index, callback in enumerate(self._callbacks):
-            callback.load_state(_part(tensors, f"callback{index}."), plain["callbacks"][index])
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            callback.load_state(part(tensors, f"callback{index}."), plain["callbacks"][index])

@@ -80,9 +80,10 @@ class MaskSelector:
     def check(self) -> None:
         """Raise `TrainingError` when an importance of any ranking since the last look is not a number."""
         if self._finite is not None and not bool(self._finite):
+            rule = self._prune.importance
+            other = "set max_grad_norm" if rule == "magnitude" else "use --set prune.importance=magnitude"
             raise TrainingError(
-                f"prune.importance: {self._prune.importance} gave values that are not finite. "
-                "Lower the learning rate or use --set prune.importance=magnitude."
+                f"prune.importance: {rule} gave values that are not finite. Lower the learning rate or {other}."
             )
         self._finite = None
 

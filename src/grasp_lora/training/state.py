@@ -31,6 +31,14 @@ class Position:
     dev_tokens: int = 0
     start_dev_loss: float | None = None
 
+    def outcome(self) -> Outcome:
+        """Return how a run that ends here has ended."""
+        epochs = self.epoch + (1 if self.update else 0)
+        return Outcome(
+            self.step, epochs, self.best_epoch, tuple(self.dev_losses), tuple(self.epoch_losses), self.stopped,
+            self.trained_tokens, self.dev_tokens, self.start_dev_loss,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -71,3 +79,8 @@ class Plumbing:
     show: Callable[..., None] = lambda **_values: None
     judge: Callable[[int, float], bool] = lambda _epoch, _loss: False
     checkpoint_every: int = 50
+
+
+def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -16,6 +16,7 @@ from .graphs import checkpoints, launch_bound_tokens
 from .passes import typical_tokens
 
 COMPUTES = "its passes compute for longer than they take to launch"
+_OTHER_HEADS = ("classifier_", "summary_")  # dropouts of heads that a language model does not have
 
 
 @dataclass(frozen=True)
@@ -83,4 +84,5 @@ def _has_dropout(model: nn.Module) -> bool:
     settings = getattr(model, "config", None)
     nested = [settings, getattr(settings, "text_config", None)]
     values = [pair for part in nested if part is not None for pair in vars(part).items()]
-    return any("drop" in key and isinstance(value, float) and value > 0 for key, value in values)
+    own = [(key, value) for key, value in values if "drop" in key and not key.startswith(_OTHER_HEADS)]
+    return any(isinstance(value, float) and value > 0 for _, value in own)
