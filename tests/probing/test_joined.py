@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.pico import FAMILIES, pico_adapter, pico_model, pico_setup
 from torch import nn
-from transformers import Lfm2Config, Lfm2ForCausalLM
+from transformers import Lfm2Config, Lfm2ForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from grasp_lora.adapters.inject import Injection
 from grasp_lora.config import ModelConfig, SpeedConfig
@@ -48,15 +48,11 @@ def test_a_row_holds_every_sequence_as_it_is():
         join(items, 3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_losses_and_gradients_are_those_of_padded_rows(family):
-    model = family_model(family)
+def assert_joined_as_padded(model):
+    """Losses and gradients of joined rows, of several layouts, against those of padded ones."""
     work = pico_setup(model)
     items, bank = work.items("train")[:5], work.bank([pico_adapter(model, "en", size=0.3)])
     longest = max(len(item.input_ids) for item in items)
-    if family == "gemma":  # soft caps, which SDPA has not
-        assert not joins(model, longest)
-        return
     assert joins(model, longest)
     found = []
     with Injection(model, bank.modules) as injection:
@@ -69,6 +65,27 @@ def test_losses_and_gradients_are_those_of_padded_rows(family):
         for one, two in zip(found[0], other, strict=True):
             torch.testing.assert_close(two, one, rtol=0, atol=1e-10)
     assert found[0][1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gemma"])
+def test_losses_and_gradients_are_those_of_padded_rows(family):
+    assert_joined_as_padded(family_model(family))
+
+
+def test_soft_caps_which_sdpa_has_not_keep_their_padding():
+    assert not joins(family_model("gemma"), 20)
+
+
+def test_experts_that_take_every_token_by_itself_join():
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    settings = MixtralConfig(
+        **sizes, num_hidden_layers=2, vocab_size=259, num_local_experts=4, num_experts_per_tok=2, sliding_window=None,
+        initializer_range=0.25,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = MixtralForCausalLM._from_config(settings, experts_implementation="batched_mm").double().eval()
+    assert_joined_as_padded(model)
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "gemma"])
