@@ -143,6 +143,33 @@ def test_every_kind_of_pass_is_measured_as_it_runs(parts, monkeypatch):
     assert norms.tokens == 2 * sum(len(item.input_ids) for item in work.items("micro_dev"))
 
 
+def test_rounds_go_on_in_smaller_passes_where_memory_has_less_room_than_was_measured(parts, monkeypatch):
+    work, bank, attached = parts
+    probe, three = work.evaluator(attached, "micro_dev"), masks(bank, 0.1, 0.2, 0.3)
+    wanted, sizes, losses = probe.candidate_losses(three), [], Evaluator._losses
+    cost, longest = probe.token_passes, max(len(item.input_ids) for item in work.items("micro_dev"))
+
+    def full(self, batch, count):
+        sizes.append(batch.input_ids.numel())
+        if sizes[-1] > room:
+            raise torch.OutOfMemoryError("full")
+        return losses(self, batch, count)
+
+    monkeypatch.setattr(Evaluator, "_losses", full)
+    room = 2 * 3 * longest
+    torch.testing.assert_close(probe.candidate_losses(three), wanted, rtol=0, atol=1e-10)
+    assert max(sizes) > room
+    assert probe.token_passes == 2 * cost
+    sizes.clear()
+    probe.candidate_losses(three)
+    assert max(sizes) <= room  # it is remembered
+    room = 3 * longest - 1
+    with pytest.raises(torch.OutOfMemoryError):
+        probe.candidate_losses(three)
+    with pytest.raises(torch.OutOfMemoryError):
+        probe.losses(norms=ChannelNorms())
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_pass_back_gets_fewer_tokens_on_a_gpu(monkeypatch):

@@ -127,6 +127,30 @@ class Evaluator:
         return gradient
 
     def _run(self, factors: dict[str, Pair], groups: int | None, norms: ChannelNorms | None) -> Tensor:
+        """Return the losses (groups, m); where memory has less room than was measured, from smaller passes.
+
+        Recorded training passes may have taken it since. Norms that were gathered in part cannot be gathered again.
+        """
+        before = self.token_passes
+        while True:
+            try:
+                return self._run_once(factors, groups, norms)
+            except torch.OutOfMemoryError:
+                if norms is not None or not self._shrink(_kind_of(factors, groups, norms), groups or 1):
+                    raise
+            self.token_passes = before
+            torch.cuda.empty_cache()  # by now nothing holds what the pass had made
+
+    def _shrink(self, kind: _Kind, count: int) -> bool:
+        """Halve the passes of a kind for `count` candidates; return whether there was anything to halve."""
+        plan = self._planned.get((count, self._budgets.get(kind, 0)), [])
+        sizes = [batch.input_ids.numel() for chunk, batch in plan if len(chunk) > 1]
+        if not sizes:
+            return False
+        self._budgets[kind] = max(sizes) // 2
+        return True
+
+    def _run_once(self, factors: dict[str, Pair], groups: int | None, norms: ChannelNorms | None) -> Tensor:
         count = groups or 1
         found: list[Tensor] = []
         order: list[int] = []
