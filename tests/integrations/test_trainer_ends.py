@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,15 @@ def test_the_base_model_is_bare_after_an_interrupt_and_detach(tmp_path):
     assert torch.equal(model(prompt).logits, bare)
     assert not merged.injection.gathers
     assert not merged.values._backward_hooks
+
+
+def test_a_loop_of_ones_own_after_an_interrupt(tmp_path):
+    world = World()
+    merged = interrupted_in_a_forward(world, HoldRatioCallback(world.merged(), 0.6), tmp_path)
+    merged.zero_grad()
+    merged(torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
+    assert merged.values.grad[~merged.bank.kept].count_nonzero() > 0
+    assert json.loads(bytes(merged.state_dict()["plain"].tolist()))["session"] is None
 
 
 def test_a_search_after_an_interrupted_one_is_the_same_as_without(tmp_path):
