@@ -15,6 +15,7 @@ from grasp_lora.adapters.masks import prune_count, rank
 from grasp_lora.adapters.merge import RULES
 from grasp_lora.adapters.peft_load import AdapterFactors, Factor
 from grasp_lora.config import MergeConfig
+from grasp_lora.errors import ConfigError
 from grasp_lora.training import commit_mask
 
 N = 24
@@ -122,6 +123,58 @@ def test_moments_of_newly_pruned_entries_are_cleared_and_no_others():
         assert bool((old[gone] != 0).any())
         assert torch.equal(moments[name], torch.where(gone, 0.0, old))
     assert float(moments["step"]) == 3
+
+
+def test_what_amsgrad_keeps_at_most_is_cleared_too():
+    bank, kept = small(), mask(1)
+    optimizer = torch.optim.AdamW([bank.values], amsgrad=True)
+    bank.values.grad = torch.ones(N)
+    optimizer.step()
+    commit_mask(bank, kept, optimizer)
+    most = optimizer.state[bank.values]["max_exp_avg_sq"]
+    assert torch.equal(most != 0, kept)
+
+
+class Kept(torch.optim.Optimizer):
+    """An optimizer with a state of any kind for its one parameter."""
+
+    def __init__(self, values: torch.Tensor, state: dict[str, object]) -> None:
+        super().__init__([values], {})
+        self.state[values].update(state)
+
+
+class Quantized(torch.Tensor):
+    """Stands for tensors that hold codes and scales."""
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"exp_avg_sq_row": torch.ones(3)},
+        {"state1": torch.full((N,), 127, dtype=torch.uint8)},
+        {"exp_avg": torch.ones(N).as_subclass(Quantized)},
+        {"exp_avg_sq": torch.ones(N), "z": torch.ones(N)},
+        {"step_size": torch.ones(N)},
+    ],
+)
+def test_an_optimizer_whose_moments_cannot_be_cleared_by_entry_is_refused_and_nothing_changes(state):
+    bank = small()
+    optimizer = Kept(bank.values, {"step": torch.tensor(3.0), "name": "x", **state})
+    before = {name: value.clone() for name, value in state.items()}
+    with pytest.raises(ConfigError, match=rf"optimizer Kept: its state '{list(state)[-1]}' .*AdamW"):
+        commit_mask(bank, mask(1), optimizer)
+    assert bank.density() == 1.0
+    assert all(torch.equal(state[name], old) for name, old in before.items())
+
+
+def test_states_of_any_name_are_cleared_and_numbers_are_left_alone():
+    bank, kept = small(), mask(1)
+    numbers = {"step": 3, "eta": torch.tensor([0.5]), "RMS": torch.tensor(2.0), "momentum_buffer": None}
+    optimizer = Kept(bank.values, {"square_avg": torch.ones(N), **numbers})
+    commit_mask(bank, kept, optimizer)
+    state = optimizer.state[bank.values]
+    assert torch.equal(state["square_avg"], kept.float())
+    assert {name: state[name] for name in numbers} == numbers
 
 
 @pytest.mark.parametrize("rule", list(RULES))

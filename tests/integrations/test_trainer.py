@@ -11,65 +11,17 @@ import torch
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from grasp_lora import api
 from grasp_lora.adapters.peft_load import Factor
-from grasp_lora.data import Encoded, epoch_order
+from grasp_lora.data import epoch_order
 from grasp_lora.errors import AdapterError, ConfigError, DataError, RunError
-from grasp_lora.integrations import GraspCallback, HoldRatioCallback, MergedModel, merge_into
+from grasp_lora.integrations import GraspCallback, HoldRatioCallback, merge_into
 from grasp_lora.integrations.probes import encoded_rows
+from integrations.trainer_world import TRAINING, World, rows
 from pico import pico_adapter, pico_model, pico_setup, pico_tokenizer
 from pipeline.world import with_peft
-
-SETTINGS: dict[str, Any] = {
-    "search": {"epochs": 1, "lr": 0.01, "lr_decay": 1.0},
-    "controller": {"interval": 2, "early_stop": False},
-}
-
-
-def rows(items: list[Encoded]) -> list[dict[str, list[int]]]:
-    """Token sequences as a trainer's data set has them."""
-    return [
-        {
-            "input_ids": list(item.input_ids),
-            "attention_mask": [1] * len(item.input_ids),
-            "labels": [-100] * item.prompt_length + list(item.input_ids[item.prompt_length :]),
-        }
-        for item in items
-    ]
-
-
-TRAINING: dict[str, Any] = {
-    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "num_train_epochs": 1, "learning_rate": 0.01,
-    "lr_scheduler_type": "constant", "optim": "adamw_torch", "max_grad_norm": 0.0, "disable_tqdm": True,
-    "train_sampling_strategy": "sequential", "report_to": "none", "use_cpu": True, "save_strategy": "no",
-    "logging_strategy": "no",
-}  # fmt: skip
-
-
-class World:
-    """A pico model, two adapters, and training and micro-dev rows in the order of our own loop."""
-
-    def __init__(self, **settings: Any) -> None:
-        self.config = {**SETTINGS, **settings}
-        self.model = pico_model("llama")
-        self.adapters = [pico_adapter(self.model, name) for name in ("en", "ar")]
-        self.work = pico_setup(self.model, self.config)
-        items = self.work.items("train")
-        self.train = rows([items[i] for i in epoch_order(len(items), self.work.config.seed, 0)])
-        self.micro = rows(list(self.work.items("micro_dev")))
-
-    def merged(self) -> MergedModel:
-        return merge_into(self.model, pico_tokenizer(), self.adapters, config=self.config)
-
-    def trainer(self, merged: MergedModel, callback: Any, folder: Path, **changes: Any) -> Trainer:
-        settings: dict[str, Any] = {"output_dir": str(folder), **TRAINING, **changes}
-        return Trainer(
-            model=merged, args=TrainingArguments(**settings), train_dataset=self.train, eval_dataset=self.train,
-            callbacks=[callback],
-        )  # fmt: skip
 
 
 @pytest.mark.parametrize("importance", ["magnitude", "activation", "sensitivity"])

@@ -50,10 +50,10 @@ class MergedModel(nn.Module):
         self.causal_lm = work.base.model
         self.work, self.bank = work, work.bank(adapters)
         self.values = self.bank.values
-        self._made_from = {adapter.name: adapter.sha256 for adapter in adapters}
+        self._made_from = [[adapter.name, adapter.sha256] for adapter in adapters]  # in the order of the weights
         self.companion: Callable[[], SavedState] | None = None
         self._saved: SavedState | None = None
-        self._feeding: list[RemovableHandle] = []
+        self._update: list[RemovableHandle] = []
         self._passes = ExitStack()
         self.injection = Injection(work.base.model, self.bank.modules)
         self.injection.stand(self.backbone, self.bank.merged)
@@ -87,27 +87,50 @@ class MergedModel(nn.Module):
         }  # fmt: skip
         return self.causal_lm(**{key: value for key, value in named.items() if value is not None}, **inputs)
 
-    def feed(self, selector: MaskSelector) -> None:
-        """Let the forward passes of training feed `selector` (and no other) with the input norms that it asks for."""
-        for handle in self._feeding:
-            handle.remove()
+    def begin_update(self, selector: MaskSelector, *, masked: bool) -> None:
+        """Let the training passes of one update feed `selector`, and no other, with the input norms that it asks for.
+
+        With `masked`, pruned entries are kept out of the gradient from the backward pass on. `end_update` ends it, and
+        so does `zero_grad`: a training that nobody attends begins clean, even after one that was interrupted.
+        """
+        self.end_update()
 
         def enter(module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+            self._passes.close()  # torch calls `leave` after an Exception, but not after a KeyboardInterrupt
             if module.training and torch.is_grad_enabled():
                 self._passes.enter_context(selector.gathering(_token_mask(args, inputs)))
 
         def leave(_module: nn.Module, _args: object, _output: object) -> None:
             self._passes.close()
 
-        self._feeding = [
+        self._update += [
             self.backbone.register_forward_pre_hook(enter, with_kwargs=True),
             self.backbone.register_forward_hook(leave, always_call=True),
         ]
+        if masked:
+            bank, hook = self.bank, cast(Any, self.bank.values.register_hook)  # torch annotates it in part only
+            self._update.append(hook(lambda gradient: gradient.masked_fill(~bank.kept, 0.0)))
+
+    def end_update(self) -> None:
+        """Leave passes and gradients alone again."""
+        for handle in self._update:
+            handle.remove()
+        self._update.clear()
+        self._passes.close()
+
+    def release(self) -> None:
+        """Forget the callback that was at work: passes, gradients and checkpoints are those of a plain module."""
+        self.end_update()
+        self.companion = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the gradients, and who attended the update that they belong to."""
+        super().zero_grad(set_to_none)
+        self.release()
 
     def detach(self) -> PreTrainedModel:
         """Take the adapters off and return the bare base model; this object must not be used afterwards."""
-        for handle in self._feeding:
-            handle.remove()
+        self.release()
         self.injection.close()
         return cast(PreTrainedModel, self.causal_lm)
 

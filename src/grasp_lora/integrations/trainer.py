@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch.distributed as dist
-from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..adapters.point import MergePoint
 from ..controller import Controller, Diagnostic
 from ..controller.axes import merge_point
+from ..controller.presets import resolve
 from ..controller.session import RatioSearch
 from ..data import Encoded, check_micro_dev
 from ..errors import ConfigError, RunError
@@ -23,8 +23,10 @@ from ..probing import Evaluator
 from ..training import Callback, FixedRatio, MaskSelector
 from .merged import MergedModel, SavedState
 from .probes import SharedEvaluator, encoded_rows
+from .resuming import check_settings, described, pruned, searched
 
 Rows: TypeAlias = Iterable[Mapping[str, Any]]
+_HALF = "half of the training's steps"  # where a search that keeps its adapter ends at the latest
 # Processes with the same parameters, whole, in each; anything else splits the flat parameter.
 _REPLICATED = {"NO", "MULTI_CPU", "MULTI_GPU"}
 
@@ -56,7 +58,8 @@ class _LoopCallback(TrainerCallback):
         self.merged = merged
         self.history: list[dict[str, Any]] = []
         self._loop: Callback | None = None
-        self._mask: RemovableHandle | None = None
+        self._selector: MaskSelector | None = None
+        self._kept: dict[str, Any] = {}
         self._items: tuple[Encoded, ...] | None = None
         if micro_dev is not None:
             self._items = encoded_rows(micro_dev)
@@ -66,49 +69,64 @@ class _LoopCallback(TrainerCallback):
     def _make(self, steps: int) -> Callback:
         """Return the callback for a training of so many optimizer steps."""
 
+    @abstractmethod
+    def _settings(self, steps: int) -> dict[str, Any]:
+        """Return what a training must keep when it is resumed, by its name, as JSON types."""
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Probe or prune right after the merge, or go on from the checkpoint that the trainer has loaded."""
-        _check_processes(args)
-        loop = self._loop = self._make(state.max_steps)
-        self._mask_before_clipping()
-        loop.attach(kwargs["optimizer"])
+        self.merged.release()
         saved = self.merged.take_saved()
+        _check_processes(args)
+        _check_scaler(kwargs["optimizer"], self.merged.work.config.prune.importance)
+        self._kept = self._settings(state.max_steps)
+        before = self._saved(saved, state.global_step) if state.global_step else None
+        loop = self._loop = self._make(state.max_steps)
+        loop.attach(kwargs["optimizer"])
         self.merged.companion = self.checkpoint
-        if not state.global_step:
+        if before is None:
             self.history.clear()
             loop.start()
             return
+        tensors, plain = before
+        loop.load_state(tensors, plain["loop"])
+        self.history = list(plain["history"])
+
+    def _saved(self, saved: SavedState | None, step: int) -> SavedState:
+        """Return this callback's part of a checkpoint; raises `RunError` for one of another training."""
         if saved is None or saved[1]["callback"] != type(self).__name__:
             raise RunError(
-                f"the checkpoint at step {state.global_step} was written without {type(self).__name__}, so there is no "
+                f"the checkpoint at step {step} was written without {type(self).__name__}, so there is no "
                 "state to go on from. Resume with the callbacks of its training, or start anew."
             )
-        loop.load_state(saved[0], saved[1]["loop"])
-        self.history = list(saved[1]["history"])
+        plain = saved[1]
+        check_settings(plain.get("settings", {}), self._kept, step, but=self._free(plain["loop"]))
+        return saved
+
+    def _free(self, loop: Mapping[str, Any]) -> set[str]:
+        """Return the settings that may change from a checkpoint on, given the state of the loop in it."""
+        return set()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave the gradients alone again."""
-        self._unmask()
+        """Leave passes, gradients and checkpoints alone again."""
+        self.merged.release()
 
-    def _mask_before_clipping(self) -> None:
-        """Keep pruned entries out of the gradient's norm: a trainer clips before `on_pre_optimizer_step`.
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Attend the passes of an update, and keep pruned entries out of the gradient's norm.
 
-        Not where the gradients of pruned entries are wanted: by `sensitivity`, and in `preset: released`.
+        A trainer clips before `on_pre_optimizer_step`. Gradients of pruned entries are left alone where they are
+        wanted: by `sensitivity`, and in `preset: released`.
         """
-        self._unmask()
-        config, bank = self.merged.work.config, self.merged.bank
-        if config.prune.importance != "sensitivity" and config.controller.preset != "released":
-            hook: Any = bank.values.register_hook  # torch annotates it in part only
-            self._mask = hook(lambda gradient: gradient.masked_fill(~bank.kept, 0.0))
-
-    def _unmask(self) -> None:
-        if self._mask is not None:
-            self._mask.remove()
-            self._mask = None
+        config = self.merged.work.config
+        masked = config.prune.importance != "sensitivity" and config.controller.preset != "released"
+        if self._selector is not None:
+            self.merged.begin_update(self._selector, masked=masked)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -118,13 +136,16 @@ class _LoopCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Hold pruned entries at zero; every `controller.interval` steps a round; stop when the answer stands."""
+        self.merged.end_update()
+        self.merged.companion = self.checkpoint  # which `zero_grad` has let go
         if self._running().after_step(state.global_step, None):
             control.should_training_stop = True
 
     def checkpoint(self) -> SavedState:
         """Return what a checkpoint of the trainer keeps of this callback."""
         tensors, plain = self._running().state()
-        return tensors, {"callback": type(self).__name__, "loop": plain, "history": self.history}
+        own = {"callback": type(self).__name__, "settings": self._kept, "loop": plain, "history": self.history}
+        return tensors, own
 
     def _running(self) -> Callback:
         if self._loop is None:
@@ -139,13 +160,13 @@ class _LoopCallback(TrainerCallback):
         kind = SharedEvaluator if _processes() > 1 else Evaluator
         return kind(attached, self._items, batch_size=work.config.search.eval_batch_size)
 
-    def _selector(self, probe: Evaluator | None) -> MaskSelector:
+    def _select(self, probe: Evaluator | None) -> MaskSelector:
         merged, prune = self.merged, self.merged.work.config.prune
         if prune.importance != "magnitude" and (probe is None or _processes() > 1):
             lacking = "micro-dev examples" if probe is None else "a single process"
             raise ConfigError(f"prune.importance={prune.importance} needs {lacking} here. Give that, or use magnitude.")
         selector = MaskSelector(merged.bank, merged.injection, prune, probe)
-        merged.feed(selector)
+        self._selector = selector
         return selector
 
 
@@ -170,6 +191,15 @@ class GraspCallback(_LoopCallback):
         super().__init__(merged, micro_dev)
         self._search: tuple[RatioSearch, Evaluator] | None = None
 
+    def _settings(self, steps: int) -> dict[str, Any]:
+        config = self.merged.work.config
+        settings = searched(config, resolve(config.controller)) | pruned(config)
+        half = {} if config.finalize.adapter == "fresh" else {_HALF: steps // 2}
+        return settings | half | {"micro_dev": described(self._items)}
+
+    def _free(self, loop: Mapping[str, Any]) -> set[str]:
+        return {_HALF} if loop["held"] else set()
+
     def _make(self, steps: int) -> Callback:
         config, probe = self.merged.work.config, self._probe()
         assert probe is not None  # micro_dev is required
@@ -178,7 +208,7 @@ class GraspCallback(_LoopCallback):
         axes = search_axes(config, bank.names, bank.modules)
         controller = Controller(config.controller, seed, steps_total=steps, axes=axes)
         search = RatioSearch(
-            bank, self._selector(probe), probe, controller, config.controller, lambda row: self.history.append(row),
+            bank, self._select(probe), probe, controller, config.controller, lambda row: self.history.append(row),
             axes=controller.settings.axes, hold_from=steps // 2 if config.finalize.adapter == "reuse" else None,
         )  # fmt: skip
         self._search = search, probe
@@ -208,10 +238,16 @@ class HoldRatioCallback(_LoopCallback):
         super().__init__(merged, micro_dev)
         self.point = as_point(where)
 
+    def _settings(self, steps: int) -> dict[str, Any]:
+        config = self.merged.work.config
+        items = None if config.prune.importance == "magnitude" else self._items
+        own = {"finalize.mask": config.finalize.mask, "micro_dev": described(items)}
+        return self.point.to_dict() | pruned(config) | own
+
     def _make(self, steps: int) -> Callback:
         dynamic = self.merged.work.config.finalize.mask == "dynamic"
         self.merged.bank.stand_at(self.point)
-        return FixedRatio(self.merged.bank, self._selector(self._probe()), self.point, dynamic=dynamic)
+        return FixedRatio(self.merged.bank, self._select(self._probe()), self.point, dynamic=dynamic)
 
 
 def _processes() -> int:
@@ -230,4 +266,17 @@ def _check_processes(args: TrainingArguments) -> None:
         raise ConfigError(
             f"{args.n_gpu} GPUs in one process would each train a copy. Start with accelerate launch, or show one GPU "
             "with CUDA_VISIBLE_DEVICES."
+        )
+
+
+def _check_scaler(optimizer: Any, importance: str) -> None:
+    """Raise `ConfigError` for `sensitivity` where the loss is scaled, as mixed precision in float16 does.
+
+    Gradients are multiplied by a scale that changes then, and updates whose gradients overflow are skipped; a callback
+    is told neither, and one such gradient would stay in the averages for good.
+    """
+    if importance == "sensitivity" and getattr(optimizer, "scaler", None) is not None:
+        raise ConfigError(
+            "prune.importance=sensitivity needs gradients as they are, but fp16=True scales them and skips updates "
+            "that overflow. Train with bf16=True or in float32, or use another importance."
         )

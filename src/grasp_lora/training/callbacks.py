@@ -11,7 +11,11 @@ from torch import Tensor
 from ..adapters.bank import AdapterBank
 from ..adapters.masks import CommitReport
 from ..adapters.point import MergePoint
+from ..errors import ConfigError
 from .selector import MaskSelector
+
+# Known states that do not begin at zero: a second copy of the values (schedule-free optimizers), and Rprop's steps.
+_NOT_FROM_ZERO = frozenset({"z", "step_size"})
 
 
 class Callback(Protocol):
@@ -41,14 +45,34 @@ class Callback(Protocol):
 
 @torch.no_grad()
 def commit_mask(bank: AdapterBank, kept: Tensor, optimizer: torch.optim.Optimizer | None) -> CommitReport:
-    """Commit `kept` to the bank and clear Adam's moments of the entries that are newly pruned."""
+    """Commit `kept` to the bank and clear the optimizer's moments of the entries that are newly pruned.
+
+    Raises `ConfigError`, before anything is changed, for an optimizer whose moments cannot be cleared entry by entry.
+    """
+    moments = [] if optimizer is None else _moments(optimizer, bank.values)
     gone = bank.kept & ~kept
     report = bank.commit(kept)
-    moments = optimizer.state.get(bank.values, {}) if optimizer is not None else {}
-    for name in ("exp_avg", "exp_avg_sq"):
-        if name in moments:
-            moments[name].masked_fill_(gone, 0.0)
+    for moment in moments:
+        moment.masked_fill_(gone, 0.0)
     return report
+
+
+def _moments(optimizer: torch.optim.Optimizer, values: Tensor) -> list[Tensor]:
+    """Return what an optimizer knows of each entry of `values`, whatever it calls it; numbers such as steps are not."""
+    found: list[Tensor] = []
+    for name, state in optimizer.state.get(values, {}).items():
+        if not isinstance(state, Tensor) or (state.numel() == 1 and state.shape != values.shape):
+            continue
+        plain = type(state) is Tensor and state.is_floating_point() and state.shape == values.shape
+        if not plain or name in _NOT_FROM_ZERO:
+            kind = type(getattr(optimizer, "optimizer", optimizer)).__name__  # accelerate wraps the trainer's
+            raise ConfigError(
+                f"optimizer {kind}: its state '{name}' ({state.dtype}, shape {tuple(state.shape)}) cannot be cleared "
+                "for pruned entries alone, and would move them when they come back. Use one with plain moments of "
+                "every entry, such as AdamW (optim='adamw_torch')."
+            )
+        found.append(state)
+    return found
 
 
 class FixedRatio:

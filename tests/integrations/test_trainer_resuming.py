@@ -1,0 +1,153 @@
+"""Resuming a trainer's checkpoint: settings that make another training of it are refused, harmless ones are not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from grasp_lora.errors import RunError
+from grasp_lora.integrations import GraspCallback, HoldRatioCallback, MergedModel
+from integrations.trainer_world import SETTINGS, World
+
+SAVED: dict[str, Any] = {"save_strategy": "steps", "save_steps": 4}
+
+
+def saved(folder: Path, world: World, make: Any, **changes: Any) -> str:
+    """Train to the end and return the checkpoint at step 4."""
+    merged = world.merged()
+    world.trainer(merged, make(merged, world), folder, **SAVED | changes).train()
+    merged.detach()
+    return str(folder / "checkpoint-4")
+
+
+def resume(checkpoint: str, world: World, make: Any, **changes: Any) -> tuple[Any, MergedModel]:
+    """Resume in a new process's place: another model object, merge and callback."""
+    merged = world.merged()
+    callback = make(merged, world)
+    trainer = world.trainer(merged, callback, Path(checkpoint).parent, **SAVED | changes)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    return callback, merged
+
+
+def searching(merged: MergedModel, world: World) -> GraspCallback:
+    return GraspCallback(merged, world.micro)
+
+
+def controller(**changes: Any) -> dict[str, Any]:
+    return {"controller": {**SETTINGS["controller"], **changes}}
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("searched"), World(), searching)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (controller(candidates=5), "controller.candidates was 3, is 5"),
+        (controller(p_max=0.5), r"controller.p_max was 0\.95, is 0\.5"),
+        (controller(interval=3), "controller.interval was 2, is 3"),
+        (controller(policy="ratio"), "controller.policy was ratio_strength, is ratio"),
+        (controller(preset="released"), "settings: controller.preset was default, is released"),
+        (controller(seed=9), "seed was 42, is 9"),
+        ({"seed": 9}, "seed was 42, is 9"),
+        ({"prune": {"importance": "activation"}}, "prune.importance was magnitude, is activation"),
+        ({"prune": {"scope": "global"}}, "prune.scope was per_tensor, is global"),
+        ({"finalize": {"adapter": "reuse"}}, "finalize.adapter was fresh, is reuse"),
+    ],
+)
+def test_a_search_that_is_resumed_under_other_settings(settings, message, searched):
+    with pytest.raises(RunError, match=rf"the checkpoint at step 4 .*{message}.*(start anew)"):
+        resume(searched, World(**settings), searching)
+
+
+@pytest.mark.parametrize("change", [lambda rows: rows[:3], lambda rows: rows[::-1]])
+def test_a_search_that_is_resumed_with_other_micro_dev_rows(change, searched):
+    with pytest.raises(RunError, match="micro_dev was 6 rows with SHA-256 .*, is . rows"):
+        resume(searched, World(), lambda merged, world: GraspCallback(merged, change(world.micro)))
+
+
+def test_defaults_written_out_and_more_epochs_are_no_other_settings(searched):
+    same = World(**controller(p_max=0.95, seed=42, policy="ratio_strength", rounds=40))
+    callback, _ = resume(searched, same, searching, num_train_epochs=2, logging_strategy="steps", logging_steps=3)
+    assert callback.history[-1]["step"] == 24
+
+
+def test_a_checkpoint_without_settings_is_refused(searched):
+    merged = (world := World()).merged()
+    trainer = world.trainer(merged, callback := searching(merged, world), Path(searched).parent)
+    take = merged.take_saved
+
+    def older() -> Any:
+        tensors, plain = take()
+        return tensors, {key: value for key, value in plain.items() if key != "settings"}
+
+    merged.take_saved = older
+    with pytest.raises(RunError, match="controller.preset was not recorded, is default"):
+        trainer.train(resume_from_checkpoint=searched)
+    assert callback.history == []
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_the_steps_count_where_a_search_keeps_its_adapter_until_the_answer_is_held(held, tmp_path):
+    """At the latest half of the steps end such a search: 6 of 12, or 2 of 5, before the checkpoint at step 4."""
+    world = World(finalize={"adapter": "reuse"})
+    checkpoint = saved(tmp_path, world, searching, max_steps=5 if held else 12)
+    again = World(finalize={"adapter": "reuse"})
+    if held:
+        callback, merged = resume(checkpoint, again, searching, max_steps=8)
+        assert merged.bank.density() == pytest.approx(1 - callback.result().p_star, abs=0.01)
+        return
+    with pytest.raises(RunError, match="half of the training's steps was 6, is 5"):
+        resume(checkpoint, again, searching, max_steps=10)
+
+
+def held_at(where: Any, micro: slice | None = None) -> Any:
+    return lambda merged, world: HoldRatioCallback(merged, where, None if micro is None else world.micro[micro])
+
+
+@pytest.mark.parametrize(
+    ("make", "settings", "message"),
+    [
+        (held_at(0.2), {}, r"settings: ratio was 0\.7, is 0\.2\. "),
+        (held_at(0.7), {"finalize": {"mask": "dynamic"}}, "finalize.mask was static, is dynamic"),
+        (held_at(0.7), {"prune": {"scope": "global"}}, "prune.scope was per_tensor, is global"),
+    ],
+)
+def test_a_ratio_that_is_held_and_resumed_under_other_settings(make, settings, message, tmp_path):
+    checkpoint = saved(tmp_path, World(), held_at(0.7))
+    with pytest.raises(RunError, match=message):
+        resume(checkpoint, World(**settings), make)
+
+
+def test_micro_dev_rows_of_a_held_ratio_count_where_the_importance_looks_at_them(tmp_path):
+    checkpoint = saved(tmp_path / "magnitude", World(), held_at(0.7))
+    _, merged = resume(checkpoint, World(), held_at(0.7, slice(3)))
+    assert merged.bank.density() == pytest.approx(0.3, abs=0.01)
+    activation = {"prune": {"importance": "activation"}}
+    checkpoint = saved(tmp_path / "activation", World(**activation), held_at(0.7, slice(6)))
+    with pytest.raises(RunError, match="micro_dev was 6 rows .* is 3 rows"):
+        resume(checkpoint, World(**activation), held_at(0.7, slice(3)))
+
+
+def test_the_order_of_the_adapters_is_part_of_a_checkpoint(searched):
+    """Their weights, and their places in the flat parameter, go by it."""
+    world = World()
+    world.adapters.reverse()
+    with pytest.raises(RunError, match="was made from"):
+        resume(searched, world, searching)
+
+
+def test_a_refused_checkpoint_leaves_nothing_at_work(searched):
+    world = World(seed=9)
+    merged = world.merged()
+    trainer = world.trainer(merged, searching(merged, world), Path(searched).parent)
+    with pytest.raises(RunError):
+        trainer.train(resume_from_checkpoint=searched)
+    assert merged.companion is None
+    merged(torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
+    assert merged.values.grad.count_nonzero() > 0
