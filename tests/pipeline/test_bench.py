@@ -11,11 +11,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
+from world import tree_bytes
 
 from grasp_lora.cli.bench import show_record
 from grasp_lora.config import build_config
+from grasp_lora.errors import ConfigError
 from grasp_lora.pipeline import footprint
-from grasp_lora.pipeline.bench import clock, record, workloads
+from grasp_lora.pipeline.bench import clock, demo_rounds, record, scaling, sizes, workloads
 from grasp_lora.pipeline.bench.counting import Counter
 from grasp_lora.pipeline.bench.demo_rounds import measure_rounds
 from grasp_lora.pipeline.bench.measure import Subject, _agreement
@@ -30,6 +32,7 @@ SHAPE = {
     "intermediate_size": 48, "vocab_size": 64,
 }  # fmt: skip
 PICO = workloads.Workload("pico", SHAPE, 5, 9, 2, 64, train=9, micro_dev=4, generated=3, prompt=8, new_tokens=3)
+OFF = [f"speed.{name}={str(value).lower()}" for name, value in switches(build_config({})).items()]
 SMALL = ("controller.candidates=2", "controller.interval=3", "finalize.accumulation=4", "search.epochs=3",
          "finalize.epochs=3", "model.device=cpu")  # fmt: skip
 
@@ -156,9 +159,12 @@ def test_other_settings_can_be_compared_too():
     one, two = planned(config, given, sets, PICO).values()
     assert (one.speed.tokens_per_pass, one.search.lr) == (7, 0.1)
     assert (two.speed.static_cache, two.controller.candidates) == (False, 2)
-    assert list(planned(config, (), sets, PICO)) == [
+    off = [
         *(f"speed.{name}={str(value).lower()}" for name, value in switches(config).items()), "all of these off",
     ]  # fmt: skip
+    assert list(planned(config, (), sets, PICO, off=True)) == off
+    assert list(planned(config, given, sets, PICO, off=True)) == [*off, *given]
+    assert planned(config, (), sets, PICO) == {}
 
 
 def test_costs_are_shown_against_every_size(measured):
@@ -192,6 +198,7 @@ def test_steps_and_rounds_are_told_apart_by_their_marks():
         ("opening", 1.0), ("step", 5.0), ("round", 7.0), ("step", 0.0), ("epoch", 0.5),
         ("step", 1.0), ("round", 3.0), ("step", 0.5), ("step", 2.0), ("epoch", 0.0),
     ]  # fmt: skip
+    assert stage_times(20.0, durations[:-1], 1) == stage_times(20.0, durations, 1)  # stopped before the epoch's end
     times = stage_times(20.0, durations, 1)
     assert times.opening == 1.0
     assert times.step() == clock.Timing((5.0,), (1.0, 2.0))
@@ -218,6 +225,17 @@ def test_the_three_ways_of_a_round_give_the_same_losses():
     assert result["largest_difference"] < 1e-4
     medians = {name: times["median_s"] for name, times in result["seconds"].items()}
     assert result["gain"]["per_example"] == pytest.approx(medians["per_example"] / medians["one_pass"])
+
+
+def test_as_many_candidates_are_measured_as_are_asked_for(monkeypatch):
+    seen = []
+    real = demo_rounds.per_candidate
+    monkeypatch.setattr(
+        demo_rounds, "per_candidate", lambda bank, probe, masks: seen.append(len(masks)) or real(bank, probe, masks)
+    )
+    monkeypatch.setattr(demo_rounds, "per_example", lambda _attached, items, masks: torch.zeros(len(masks), len(items)))
+    assert measure_rounds(1, ["controller.candidates=12"])["candidates"] == 12
+    assert set(seen) == {1 + 12}
 
 
 def test_timings_leave_the_first_calls_out():
@@ -276,7 +294,24 @@ def test_answers_that_do_not_fit_leave_the_rest_of_the_record(measured, pico, cl
         (("--variant", "speed.nothing=1"), 2, "unknown setting 'speed.nothing'"),
         (("--variant", "model.dtype=float64"), 2, "model and adapters are made once"),
         (("--workload", "demo", "--quick"), 2, "are not for the demo's rounds"),
-        (("--max-memory-gib", 0), 2, "--max-memory-gib must be above 0"),
+        (("--max-memory-gib", 0), 2, "--max-memory-gib must be a number above 0"),
+        (("--max-memory-gib", "nan"), 2, "--max-memory-gib must be a number above 0 (got nan)"),
+        (("--max-memory-gib", "inf"), 2, "--max-memory-gib must be a number above 0 (got inf)"),
+        (("--variant", ""), 2, "--variant: needs settings to compare"),
+        (("--variant", " "), 2, "--variant: needs settings to compare"),
+        (("--set", "search.patience=1"), 2, "search.patience: bench has no dev data"),
+        (("--set", "finalize.patience=1"), 2, "finalize.patience: bench has no dev data"),
+        (("--set", "finalize.keep_start=true"), 2, "finalize.keep_start: bench has no dev data"),
+        (("--set", "finalize.keep=best"), 2, "finalize.keep: bench has no dev data"),
+        (("--set", "finalize.adapter=reuse"), 2, "finalize.adapter: reuse makes no final run"),
+        (("--set", "controller.early_stop=true"), 2, "controller.early_stop: bench times every round"),
+        (("--set", "controller.interval=501"), 2, "leave 450 updates without a round and 0 rounds to time"),
+        (("--quick", "--set", "controller.interval=200"), 2, "leave 50 updates without a round and 0 rounds to time"),
+        (("--quick", "--set", "search.batch_size=50", "--set", "controller.interval=2"), 2, "leave 0 updates without"),
+        (("--variant", "search.batch_size=16 controller.interval=2"), 2, "leave 0 updates without a round"),
+        (("--scaling", "--set", "merge.weights=[0.5,0.5]"), 2, "--scaling: measures other numbers of adapters too"),
+        (("--variants", *(w for name in OFF for w in ("--set", name))), 2, "every switch of `speed` is off already"),
+        (("--out", "/dev/null/x.json"), 6, "/dev/null/x.json cannot be written"),
         (("--set", "model.quantization=bnb-4bit"), 2, "model.quantization: bench makes its own weights"),
         (("--set", "search.epochs=0"), 2, "search.epochs: bench times a search that trains"),
         (("--set", "controller.interval=1"), 2, "controller.interval: bench tells rounds from steps"),
@@ -289,6 +324,96 @@ def test_what_cannot_be_measured_is_said_first(cli, tmp_path, monkeypatch, more,
     assert said.code == code
     assert expected in said.error.replace("\n", " ")
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_search_ends_with_its_rounds_and_is_counted_so(pico, tmp_path):
+    """Three updates into the second epoch: what is cut short is timed too."""
+    request = record.Request(["pico"], (*SMALL, "controller.rounds=4"), repeats=1, out=tmp_path / "r.json")
+    (result,) = record.bench(request, QuietProgress())[0]["results"]
+    assert (result["run"]["steps"], result["run"]["rounds"]) == (12, 4)
+    assert result["counted"]["rounds"] == 4
+    counts = [
+        (len(result["pieces"][p]["warm_up_s"]), result["pieces"][p]["repeats"]) for p in ("training step", "round")
+    ]
+    assert counts == [(6, 2), (3, 1)]
+    tokens = sum(len(item.input_ids) for item in PICO.examples()["train"])
+    floor = 4 * result["body_parameters"] / result["ceilings"]["flops_per_s"] * tokens
+    rounds = 4 * next(row["floor_s"] for row in result["roofline"] if row["piece"] == "round")
+    assert result["run"]["floor_s"] == pytest.approx((12 / 9 + 3) * floor + rounds)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+@pytest.mark.parametrize("rounds", [None, 1, 3, 100])
+@pytest.mark.parametrize("interval", [2, 3, 7, 9])
+def test_the_updates_to_time_are_counted_as_the_loop_makes_them(epochs, rounds, interval):
+    each = 7
+    wanted = [[0, 0] for _ in range(epochs)]
+    done = 0
+    for step in range(epochs * each):
+        probed = (step + 1) % interval == 0
+        wanted[step // each][probed] += 1
+        done += probed
+        if done == rounds:
+            break
+    config = PICO.config(
+        [f"controller.interval={interval}", f"controller.rounds={'null' if rounds is None else rounds}"]
+    )
+    found = sizes.search_epochs(config, each, epochs)
+    assert found == [tuple(pair) for pair in wanted if any(pair)]
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(pico, cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "Subject", lambda *_: pytest.fail("it was measured"))
+    (tmp_path / "file").write_text("mine")
+    said = cli(*words("--out", tmp_path / "file" / "r.json"))
+    assert said.code == 6
+    assert "cannot be written" in said.error.replace("\n", " ")
+    assert tree_bytes(tmp_path) == {"file": b"mine"}
+
+
+def test_a_start_that_fails_leaves_no_file(pico, cli, tmp_path):
+    said = cli(*words("--out", tmp_path / "new" / "r.json", "--set", "model.attn_implementation=nothing"))
+    assert said.code == 5
+    assert "model.attn_implementation: 'nothing' cannot be used" in said.error.replace("\n", " ")
+    assert tree_bytes(tmp_path) == {}
+
+
+def test_what_was_asked_for_is_in_the_record(pico, tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "measure", lambda *_, **__: {})
+    monkeypatch.setattr(record, "variants", lambda _subject, plans, _say: list(plans))
+    given = ["speed.tokens_per_pass=7"]
+    request = record.Request(["pico"], SMALL, quick=True, variants=True, variant=given, out=tmp_path / "r.json")
+    made, path = record.bench(request, QuietProgress())
+    assert json.loads(path.read_text())["request"] == {
+        "workloads": ["pico"], "set": list(SMALL), "repeats": 5, "quick": True, "scaling": False, "variants": True,
+        "variant": given,
+    }  # fmt: skip
+    assert made["results"][0]["variants"] == [*OFF, "all of these off", *given]
+
+
+def test_the_demo_has_no_steps_and_takes_any_interval(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "measure_rounds", lambda _repeats, sets: {"gain": {}, "sets": list(sets)})
+    request = record.Request(["demo"], ["controller.interval=1"], out=tmp_path / "r.json")
+    assert record.bench(request, QuietProgress())[0]["results"][0]["sets"] == ["controller.interval=1"]
+
+
+def test_a_warm_up_that_took_no_longer_is_below_noise(measured, capsys):
+    made, path = measured
+    (result,) = made["results"]
+    run = result["run"] | {"compile_capture_warm_up_s": -0.06}
+    rows = [row | {"seconds": row["seconds"] | {"warm_up": -0.01}} for row in result["variants"]]
+    show_record({**made, "results": [result | {"run": run, "variants": rows}]}, path, as_json=False)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "compile, capture and warm-up below noise; masks" in said
+    assert "-0.0" not in said
+
+
+def test_the_updates_behind_a_size_are_of_one_pass(pico, monkeypatch):
+    seen = []
+    real = scaling.step_seconds
+    monkeypatch.setattr(scaling, "step_seconds", lambda bench, settings: seen.append(settings) or real(bench, settings))
+    list(scaling._training(Subject(PICO, PICO.config([*SMALL, "search.accumulation=4"]))))
+    assert {settings.accumulation for settings in seen} == {1}
 
 
 def test_a_record_is_never_overwritten(pico, cli, tmp_path):
@@ -307,9 +432,11 @@ def test_the_cap_on_memory_is_set_and_taken_back(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, index: seen.append((share, index)))
     with record._capped(24.0, torch.device("cuda")):
         assert seen == [(24 / 80, 0)]
-    with record._capped(100.0, torch.device("cuda", 1)):
+    with record._capped(40.0, torch.device("cuda", 1)):
         pass
-    assert seen[1:] == [(1.0, 0), (1.0, 1), (1.0, 1)]
+    assert seen[1:] == [(1.0, 0), (0.5, 1), (1.0, 1)]
+    with pytest.raises(ConfigError, match=r"the GPU has 80\.0 GiB, so 100 cap nothing"):
+        record._share(100.0, torch.device("cuda"))
 
 
 def test_the_page_shows_the_recorded_rounds():

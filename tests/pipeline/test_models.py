@@ -158,6 +158,14 @@ def test_damaged_weights_are_told(pico_folder, tmp_path):
         load_base(given(folder))
 
 
+@pytest.mark.parametrize("kernel", ["nothing", "flash_attention_3"])  # a ValueError and an ImportError of transformers
+def test_attention_that_is_not_there_is_told_with_weights_and_without(kernel, pico_folder):
+    config = given(pico_folder, attn_implementation=kernel)
+    for make in (load_base, lambda config: models.random_weights(pico_model("llama").config, config)):
+        with pytest.raises(ModelError, match=f"model.attn_implementation: '{kernel}' cannot be used .*sdpa or eager"):
+            make(config)
+
+
 def test_weights_that_are_not_there_are_never_drawn_at_random(pico_folder, tmp_path):
     folder = tmp_path / "holes"
     shutil.copytree(pico_folder, folder)

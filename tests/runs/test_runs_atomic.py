@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from grasp_lora.errors import RunError
 from grasp_lora.runs import disk_errors, read_json, to_json, write_json_atomic, write_text_atomic
+from grasp_lora.runs.atomic import require_writable
 
 FINITE_JSON = st.recursive(
     st.none()
@@ -126,3 +127,15 @@ def test_unreadable_json_is_a_run_error(tmp_path, content, words):
         path.write_bytes(content)
     with pytest.raises(RunError, match=words):
         read_json(path)
+
+
+def test_whether_a_file_could_be_written_is_known_without_writing_it(tmp_path):
+    require_writable(tmp_path / "new" / "record.json")
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*")] == ["new"]
+    (tmp_path / "there.json").write_text("mine")
+    require_writable(tmp_path / "there.json")
+    assert (tmp_path / "there.json").read_text() == "mine"
+    with pytest.raises(RunError, match="cannot be written"):
+        require_writable(tmp_path / "there.json" / "record.json")
+    with pytest.raises(RunError, match="cannot be written"):
+        require_writable(tmp_path / ("x" * 300))

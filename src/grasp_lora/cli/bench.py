@@ -105,8 +105,9 @@ def _show_run(result: Mapping[str, Any]) -> None:
     shown.print(
         f"whole run ({run['steps']} steps, {run['rounds']} rounds, {run['updates']} updates; {how}): "
         f"{run['seconds']:.2f} s; floor {run['floor_s']:.2f} s, ratio {run['ratio']:.2f}; of it opening look "
-        f"{run['opening_s']:.2f} s, compile, capture and warm-up {run['compile_capture_warm_up_s']:.2f} s; masks, "
-        f"policy and commit {run['masks_policy_commit_share']:.2%}",
+        f"{run['opening_s']:.2f} s, compile, capture and warm-up "
+        f"{_warm_up(run['compile_capture_warm_up_s'], ' s')}; masks, policy and commit "
+        f"{run['masks_policy_commit_share']:.2%}",
         markup=False,
     )
     shown.print(_generation(answers), markup=False)
@@ -115,6 +116,11 @@ def _show_run(result: Mapping[str, Any]) -> None:
     held = ", ".join(f"{name} {_gib(peak)}" for name, peak in peaks.items())
     estimate = result["peak_memory_estimate_bytes"] / 2**30
     shown.print(f"peak memory ({kind}): {held}; estimated for the stages {estimate:.2f} GiB", markup=False)
+
+
+def _warm_up(seconds: float, unit: str = "") -> str:
+    """Return by how much first epochs took longer than later ones, where they did."""
+    return f"{seconds:.2f}{unit}" if seconds > 0 else "below noise"
 
 
 def _generation(answers: Mapping[str, Any]) -> str:
@@ -142,7 +148,7 @@ def _show_variants(rows: Any) -> None:
     pieces = list(rows[0]["gained"])
     shown = [
         [row["variant"], *(f"{row['seconds'][p]:.5f} ({row['gained'][p]:.2f})" for p in pieces),
-         f"{row['seconds']['warm_up']:.2f}"]
+         _warm_up(row["seconds"]["warm_up"])]
         for row in rows
     ]  # fmt: skip
     console().print(table(["seconds (times as configured)", *pieces, "warm-up s"], shown))

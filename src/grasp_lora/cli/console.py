@@ -196,9 +196,11 @@ def _memory(plan: Plan) -> str:
 def _show_prediction(found: Prediction) -> None:
     if found.why_not is not None:
         _console().print(f"seconds are not predicted: {found.why_not}", markup=False)
+    if not found.stages:
         return
+    which = "all stages" if found.why_not is None else "the other stages"
     _console().print(
-        f"all stages {_range(found.total)} s if none stops early, loading and deployment figures not counted "
+        f"{which} {_range(found.total)} s if none stops early, loading and deployment figures not counted "
         f"({found.source}; that took {found.measuring_s:.1f} s)",
         markup=False,
     )

@@ -49,6 +49,8 @@ def run(
         return
     if bench_record is not None and not dry_run:
         raise ConfigError("--bench-record predicts seconds. Use it with --dry-run.")
+    if dry_run and resume:
+        raise ConfigError("--resume goes on with a run; --dry-run plans a whole one. Give one of them.")
     if dry_run:
         show_plan(predicted_plan(resolved, bench_record), as_json)
         return

@@ -6,8 +6,8 @@ a calibration on this machine or from a record of `bench`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ..config import SpeedConfig, TrainingConfig
@@ -51,22 +51,28 @@ class Line:
 class CostModel:
     """A line for every kind of pass, in words where they come from, and how far a prediction may be off by itself.
 
-    `margin` widens the range that the calibration's own spread gives, as a share of it.
+    `margin` widens the range that the calibration's own spread gives, as a share of it. `without` says of a kind that
+    has no line why not.
     """
 
     lines: dict[Kind, Line]
     source: str
     margin: float
+    without: Mapping[Kind, str] = field(default_factory=dict)
+
+    def why_not(self, loads: Iterable[Load]) -> str | None:
+        """Return why the seconds of loads are not known, or None where they are."""
+        return next((self.without[load.kind] for load in loads if load.passes and load.kind in self.without), None)
 
     def seconds(self, loads: Iterable[Load]) -> tuple[float, float]:
-        """Return the least and the most that loads take together; (0, 0) for none."""
+        """Return the least and the most that loads take together; (0, 0) for none. Each kind needs its line."""
         pairs = [self.lines[load.kind].seconds(load) for load in loads if load.passes]
         return sum(p[0] for p in pairs) * (1 - self.margin), sum(p[1] for p in pairs) * (1 + self.margin)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds of every stage by name and of all together, (least, most); `why_not` says why there are none.
+    """Seconds of stages by name and of these together, (least, most); `why_not` says why some, or all, have none.
 
     The stages run to their last epoch and round here: early stopping can only shorten them.
     """

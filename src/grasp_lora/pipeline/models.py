@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import logging
+import re
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ from ..training.setup import Base
 
 DEMO = "demo"  # model.name_or_path of the embedded backbone
 _HASH_WHOLE = 1 << 30  # weight files up to this many bytes are hashed as a whole
+# What transformers raises for a model, a tokenizer or a kernel that it cannot find, read or make.
+_FAILURES = (OSError, ValueError, KeyError, ImportError)
+_ABOUT_ATTENTION = re.compile("attn_implementation|attention|`kernels`", re.IGNORECASE)
 
 
 def demo_backbone() -> Path:
@@ -85,10 +90,30 @@ def _from_hub(config: ModelConfig) -> dict[str, Any]:
 
 def _unloadable(config: ModelConfig, error: Exception) -> ModelError:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if config.attn_implementation is not None and _ABOUT_ATTENTION.search(first):
+        return ModelError(
+            f"model.attn_implementation: '{config.attn_implementation}' cannot be used ({first.rstrip('.')}). Give one "
+            "that this model and this machine have, such as sdpa or eager, or leave it out."
+        )
     return ModelError(
         f"model.name_or_path: cannot load '{config.name_or_path}' ({first}). Give a folder with config.json, weights "
         "and tokenizer, or a hub id that is cached or reachable."
     )
+
+
+@contextmanager
+def _made(config: ModelConfig, too_large: str) -> Iterator[None]:
+    """Turn what making a model with weights fails with into a `ModelError`, `too_large` where memory ran out."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise ModelError(too_large) from None
+    except (*_FAILURES, RuntimeError, SafetensorError) as error:
+        raise _unloadable(config, error) from None
+
+
+def _attention(config: ModelConfig) -> dict[str, str]:
+    return {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
 
 
 def skeleton(config: ModelConfig) -> nn.Module:
@@ -98,7 +123,7 @@ def skeleton(config: ModelConfig) -> nn.Module:
         with torch.device("meta"):
             build: Any = AutoModelForCausalLM.from_config
             model: nn.Module = build(settings, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except _FAILURES as error:
         raise _unloadable(config, error) from None
     return model
 
@@ -106,16 +131,13 @@ def skeleton(config: ModelConfig) -> nn.Module:
 def random_weights(settings: Any, config: ModelConfig, *names: str) -> PreTrainedModel:
     """Return a frozen model of a transformers configuration with random weights, made where and as they stay.
 
-    No download and no second copy; `names` name the stream they are drawn from.
+    No download and no second copy; `names` name the stream they are drawn from. Raises `ModelError` where it cannot be.
     """
     device = resolve_device(config.device)
-    extra = {} if config.attn_implementation is None else {"attn_implementation": config.attn_implementation}
     build: Any = AutoModelForCausalLM.from_config
-    try:
-        with forked_global_state(0, "random weights", *names), torch.device(device):
-            model = build(settings, dtype=resolve_dtype(config.dtype, device), **extra)
-    except torch.OutOfMemoryError:
-        raise ModelError("random weights of this shape do not fit into the GPU's memory. Use a larger GPU.") from None
+    too_large = "random weights of this shape do not fit into the GPU's memory. Use a larger GPU."
+    with _made(config, too_large), forked_global_state(0, "random weights", *names), torch.device(device):
+        model = build(settings, dtype=resolve_dtype(config.dtype, device), **_attention(config))
     return freeze(model, config)
 
 
@@ -123,7 +145,7 @@ def load_tokenizer(config: ModelConfig) -> Any:
     """Return the tokenizer; raises `ModelError` when it is missing or has no end token."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(location(config), **_from_hub(config))
-    except (OSError, ValueError, KeyError) as error:
+    except _FAILURES as error:
         raise _unloadable(config, error) from None
     if tokenizer.eos_token_id is None:
         raise ModelError(
@@ -187,26 +209,19 @@ def load_base(config: ModelConfig) -> Base:
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     tokenizer = load_tokenizer(config)
-    extra: dict[str, Any] = {}
     quantization = _quantization(config, dtype, device)
-    if quantization is not None:
-        extra["quantization_config"] = quantization
-    if config.attn_implementation is not None:
-        extra["attn_implementation"] = config.attn_implementation
+    extra = {} if quantization is None else {"quantization_config": quantization}
     logging.getLogger("transformers").setLevel(logging.ERROR)
     build: Any = AutoModelForCausalLM.from_pretrained  # with the loading info it returns a pair
-    try:
+    too_large = (
+        f"'{config.name_or_path}' does not fit into the GPU's memory in {dtype}. Set model.quantization=bnb-4bit or "
+        "torchao-8bit, or use a larger GPU."
+    )
+    with _made(config, too_large):
         model, loaded = build(
             location(config), dtype=dtype, device_map={"": device}, output_loading_info=True,
-            **extra, **_from_hub(config),
+            **extra, **_attention(config), **_from_hub(config),
         )  # fmt: skip
-    except torch.OutOfMemoryError:
-        raise ModelError(
-            f"'{config.name_or_path}' does not fit into the GPU's memory in {dtype}. Set "
-            "model.quantization=bnb-4bit or torchao-8bit, or use a larger GPU."
-        ) from None
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise _unloadable(config, error) from None
     _require_whole(config, loaded["missing_keys"])
     weights = fingerprint(location(config), model)
     return Base(freeze(model, config), tokenizer, recorded_name(config), weights, config.revision)

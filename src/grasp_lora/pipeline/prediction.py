@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..config import Config
-from ..errors import ModelError
+from ..errors import AdapterError, ConfigError, ModelError, TrainingError
 from .bench.calibrate import Typical, calibrate
 from .bench.recorded import recorded_costs
 from .costs import CostModel, Prediction
@@ -20,18 +20,28 @@ def predicted_plan(config: Config, record: str | Path | None = None) -> Plan:
     """Return the plan of `run` with the seconds it would take.
 
     What passes cost is measured now, in seconds, on layers with random weights, or taken from a record of `bench` on a
-    machine like the one that will run. Raises what `make_plan` raises, and `RunError` for a record that is none.
+    machine like the one that will run. A measurement that fails leaves the plan, and says why. Raises what `make_plan`
+    raises, and `RunError` for a record that is none.
     """
     plan = make_plan(config)
     start = time.perf_counter()
     try:
         costs = _costs(config, plan) if record is None else recorded_costs(config, Path(record))
-    except (ModelError, torch.OutOfMemoryError) as error:
-        why = str(error).strip().splitlines()[0]
-        return replace(plan, prediction=Prediction("", {}, (0.0, 0.0), time.perf_counter() - start, why))
-    stages = {stage.name: costs.seconds(stage.loads) for stage in plan.stages}
+    except (AdapterError, ConfigError, ModelError, TrainingError, torch.OutOfMemoryError) as error:
+        return replace(plan, prediction=Prediction("", {}, (0.0, 0.0), time.perf_counter() - start, _why(error)))
+    reasons = {stage.name: costs.why_not(stage.loads) for stage in plan.stages}
+    stages = {stage.name: costs.seconds(stage.loads) for stage in plan.stages if reasons[stage.name] is None}
     total = sum(low for low, _ in stages.values()), sum(high for _, high in stages.values())
-    return replace(plan, prediction=Prediction(costs.source, stages, total, time.perf_counter() - start))
+    why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason is not None)
+    return replace(plan, prediction=Prediction(costs.source, stages, total, time.perf_counter() - start, why or None))
+
+
+def _why(error: Exception) -> str:
+    """Return what went wrong in a line; a training's advice is for a run, which has checkpoints to go on from."""
+    if isinstance(error, TrainingError) and isinstance(error.__context__, torch.OutOfMemoryError):
+        error = error.__context__
+    first = str(error).strip().splitlines()[0]
+    return first.partition(". ")[0] if isinstance(error, TrainingError) else first
 
 
 def _costs(config: Config, plan: Plan) -> CostModel:

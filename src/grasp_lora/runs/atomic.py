@@ -48,8 +48,7 @@ def disk_errors(path: str | Path, kept: str = "What was saved before is untouche
 
 def write_bytes_atomic(path: str | Path, data: bytes) -> None:
     """Write `data` to `path` in one step, making its folder if needed; on `RunError` the old file stays."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_counter)}{TEMPORARY_SUFFIX}")
+    path, temporary = Path(path), _temporary(path)
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -59,6 +58,22 @@ def write_bytes_atomic(path: str | Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
+
+
+def _temporary(path: str | Path) -> Path:
+    path = Path(path)
+    return path.with_name(f".{path.name}.{os.getpid()}-{next(_counter)}{TEMPORARY_SUFFIX}")
+
+
+def require_writable(path: str | Path) -> None:
+    """Raise `RunError` unless a file could be written at `path`; makes its folder and leaves nothing in it."""
+    path, temporary = Path(path), _temporary(path)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write_bytes_synced(temporary, b"")
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:

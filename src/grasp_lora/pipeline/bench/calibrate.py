@@ -38,6 +38,8 @@ _REPEATS, _ROUNDS, _STEPS = 3, 9, 8
 _FEW, _MOST = 4, 16  # examples
 _PATIENCE, _EXAMPLE = 0.5, 0.1  # seconds that the larger of two passes, and one example forward, may take
 _ANSWER, _SHORTEST = 8, 16  # tokens of an answer, and of the shortest example
+# Random weights are not what the run's own learning rate is for: losses must stay finite while passes are timed.
+_SMALL_STEPS = {"lr": 1e-9, "lr_decay": 1.0, "weight_decay": 0.0}
 _SIDE = 1024  # of the square product that says how long examples may be
 
 Pair = tuple[float, float]
@@ -53,7 +55,10 @@ class Typical:
 
 
 def calibrate(config: Config, typical: Typical) -> CostModel:
-    """Measure passes on this machine and return the cost model; raises `ModelError` where a model cannot be cut."""
+    """Measure passes on this machine and return the cost model.
+
+    Raises `ModelError` where a model cannot be made or cut, `TrainingError` where its passes fail.
+    """
     settings: Any = AutoConfig.from_pretrained(
         location(config.model), revision=config.model.revision, trust_remote_code=config.model.trust_remote_code
     )
@@ -99,7 +104,7 @@ def _deepened(few: Line, more: Line, depth: int) -> Line:
 def _measured(config: Config, typical: Typical, settings: Any) -> Lines:
     """Return the lines of a model of a transformers configuration."""
     model = random_weights(settings, config.model, "calibration")
-    size = _size(typical, model)
+    size = _size(typical, model, 2 + len(config.adapters.others))
     with opened(size, setup_of(size, config, model)) as bench:
         return {
             "train": _training(bench),
@@ -110,7 +115,7 @@ def _measured(config: Config, typical: Typical, settings: Any) -> Lines:
         }
 
 
-def _size(typical: Typical, model: PreTrainedModel) -> Workload:
+def _size(typical: Typical, model: PreTrainedModel, adapters: int) -> Workload:
     """Return the examples to measure on: of the run's typical length, or as long as our patience allows."""
     settings: Any = model.config
     rate = measure_rate(_SIDE, model.dtype, model.device)
@@ -118,14 +123,15 @@ def _size(typical: Typical, model: PreTrainedModel) -> Workload:
     tokens = max(_SHORTEST, min(typical.tokens, int(rate * _EXAMPLE / (2.0 * parameters))))
     shape = {"vocab_size": int(settings.get_text_config().vocab_size)}
     return Workload(
-        "calibration", shape, tokens - _ANSWER, tokens - _ANSWER, _ANSWER, _SIDE, train=2 * _MOST, micro_dev=_FEW,
-        generated=typical.answers, prompt=_SHORTEST, new_tokens=2,
+        "calibration", shape, tokens - _ANSWER, tokens - _ANSWER, _ANSWER, _SIDE, adapters=adapters,
+        train=2 * _MOST, micro_dev=_FEW, generated=typical.answers, prompt=_SHORTEST, new_tokens=2,
     )  # fmt: skip
 
 
 def _training(bench: Bench) -> Line:
     items, tokens = bench.setup.items("train"), len(bench.setup.items("train")[0].input_ids)
-    settings = bench.setup.config.search.model_copy(update={"batch_size": 1, "accumulation": 1, "patience": None})
+    alone = {"batch_size": 1, "accumulation": 1, "patience": None}
+    settings = bench.setup.config.search.model_copy(update=alone | _SMALL_STEPS)
     one = step_seconds(bench, settings, items[:_FEW])
     rows = _rows(one.median)
     many = step_seconds(bench, settings.model_copy(update={"batch_size": rows}), items[: 2 * rows])

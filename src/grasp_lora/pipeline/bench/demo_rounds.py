@@ -19,7 +19,7 @@ from ...training.setup import Setup
 from ..demo import demo_config
 from ..models import load_base
 from .clock import in_turn
-from .pieces import RATIOS
+from .pieces import probed_ratios
 from .workloads import random_adapters
 
 NAME = "demo"
@@ -40,7 +40,7 @@ def measure_rounds(repeats: int, sets: Sequence[str] = ()) -> dict[str, Any]:
     model: Any = base.model
     bank = setup.bank(random_adapters(model, 2, config.lora))
     ranking = rank(bank.dense().abs(), bank.segments(config.prune.scope))
-    masks = [bank.kept, *(ranking.kept(ratio) for ratio in RATIOS[: config.controller.candidates])]
+    masks = [bank.kept, *(ranking.kept(ratio) for ratio in probed_ratios(config.controller.candidates))]
     with Injection(model, bank.modules) as injection:
         attached = setup.attach(injection, bank)
         probe = setup.evaluator(attached, "micro_dev", batch_size=config.search.eval_batch_size)
@@ -59,7 +59,7 @@ def measure_rounds(repeats: int, sets: Sequence[str] = ()) -> dict[str, Any]:
         "workload": NAME,
         "examples": len(items),
         "tokens": sum(len(item.input_ids) for item in items),
-        "candidates": config.controller.candidates,
+        "candidates": len(masks) - 1,
         "seconds": {name: timing.to_dict() for name, timing in seconds.items()},
         "gain": {name: seconds[name].median / first.median for name in others},
         "gain_cpu": {name: statistics.median(seconds[name].cpu) / used for name in others},

@@ -27,11 +27,10 @@ from .pieces import (
     probing_seconds,
     selection_seconds,
 )
-from .stages import WARM_UP, StageTimes, clocked_final, clocked_search
+from .sizes import QUICK_EPOCHS, Sizes, sizes_of, updates_of
+from .stages import StageTimes, clocked_final, clocked_search
 from .workloads import TokenSetup, Workload, mean_tokens, random_adapters, setup_of
 
-# Epochs that are run in place of all of them: as many again as those that warm up.
-QUICK_EPOCHS = {name: 2 * warm for name, warm in WARM_UP.items()}
 Say = Callable[[str], None]
 
 
@@ -56,15 +55,6 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class _Sizes:
-    """How much of everything a whole run holds."""
-
-    steps: int
-    rounds: int
-    updates: int
-
-
-@dataclass(frozen=True)
 class _Stages:
     """The two stages as they ran."""
 
@@ -80,7 +70,7 @@ def measure(subject: Subject, *, repeats: int, quick: bool, say: Say) -> dict[st
     With `quick`, the stages run for a few epochs and the whole run is extrapolated, and said to be so.
     """
     setup, config, peaks = subject.setup, subject.setup.config, _Peaks(subject.device)
-    sizes, name = _sizes(setup), subject.workload.name
+    sizes, name = sizes_of(config, len(setup.items("train"))), subject.workload.name
     say(f"{name}: search")
     found, searching = clocked_search(
         setup, subject.adapters, QUICK_EPOCHS["search"] if quick else config.search.epochs
@@ -141,17 +131,6 @@ def _estimate(subject: Subject) -> int:
     )  # fmt: skip
 
 
-def _sizes(setup: TokenSetup) -> _Sizes:
-    config = setup.config
-    steps = config.search.epochs * _updates(setup, config.search.batch_size * config.search.accumulation)
-    updates = config.finalize.epochs * _updates(setup, config.finalize.batch_size * config.finalize.accumulation)
-    return _Sizes(steps, steps // config.controller.interval, updates)
-
-
-def _updates(setup: TokenSetup, examples: int) -> int:
-    return -(-len(setup.items("train")) // examples)
-
-
 def _described(subject: Subject) -> dict[str, Any]:
     setup = subject.setup
     return {
@@ -165,7 +144,7 @@ def _described(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _whole(subject: Subject, sizes: _Sizes, stages: _Stages, timings: dict[str, Timing], quick: bool) -> dict[str, Any]:
+def _whole(subject: Subject, sizes: Sizes, stages: _Stages, timings: dict[str, Timing], quick: bool) -> dict[str, Any]:
     """Return the seconds of the whole run, as timed or added up, its floor, and the share beside model passes."""
     searching, finishing = stages.searching, stages.finishing
     warm_up = searching.warm_up() + finishing.warm_up()
@@ -186,12 +165,14 @@ def _whole(subject: Subject, sizes: _Sizes, stages: _Stages, timings: dict[str, 
     }  # fmt: skip
 
 
-def _floor(subject: Subject, sizes: _Sizes) -> float:
+def _floor(subject: Subject, sizes: Sizes) -> float:
     """Return the seconds of the run's training, rounds of 1 + C evaluations and final run at the matrix rate."""
     setup, config = subject.setup, subject.setup.config
-    train = subject.counter.training(setup.items("train")).body_flops
+    items = setup.items("train")
+    train = subject.counter.training(items).body_flops
     probed = subject.counter.forward(setup.items("micro_dev"), 1 + config.controller.candidates).body_flops
-    flops = (config.search.epochs + config.finalize.epochs) * train + sizes.rounds * probed
+    epochs = sizes.steps / updates_of(config.search, len(items)) + config.finalize.epochs
+    flops = epochs * train + sizes.rounds * probed
     return flops / subject.ceilings.flops
 
 
@@ -211,8 +192,7 @@ def _roofline(subject: Subject, timings: dict[str, Timing], answers: dict[str, A
     """
     setup, counter = subject.setup, subject.counter
     train, config = setup.items("train"), setup.config
-    steps = _updates(setup, config.search.batch_size * config.search.accumulation)
-    updates = _updates(setup, config.finalize.batch_size * config.finalize.accumulation)
+    steps, updates = (updates_of(training, len(train)) for training in (config.search, config.finalize))
     probed = counter.forward(setup.items("micro_dev"), 1 + config.controller.candidates)
     rows = {
         "training step": (_mean(counter, train, steps), timings["training step"].mean),

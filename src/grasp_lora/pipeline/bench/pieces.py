@@ -90,9 +90,14 @@ def probing_seconds(bench: Bench, repeats: int, candidates: int, **evaluator: An
     return timed(lambda: probe.flat_losses(flat, points), repeats, bench.device)
 
 
+def probed_ratios(count: int) -> list[float]:
+    """Return the ratios of so many candidates: RATIOS, over and over."""
+    return [RATIOS[i % len(RATIOS)] for i in range(count)]
+
+
 def _candidates(bench: Bench, count: int) -> tuple[Tensor, list[MergePoint]]:
     ranking = bench.selector.ranking()
-    points = [MergePoint(RATIOS[i % len(RATIOS)], strength=0.9) for i in range(count)]
+    points = [MergePoint(ratio, strength=0.9) for ratio in probed_ratios(count)]
     masks = [bench.bank.kept, *(bench.selector.kept(ranking, point) for point in points)]
     dense = bench.bank.dense()
     flat = torch.stack([torch.where(mask, dense, torch.zeros_like(dense)) for mask in masks])

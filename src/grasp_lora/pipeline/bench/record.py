@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,14 +17,17 @@ import torch
 from ...config import Config
 from ...errors import ConfigError, RunError, check_choice
 from ...runs import Progress, write_json_atomic
+from ...runs.atomic import disk_errors, require_writable
 from ...runs.manifest import code_identity, hardware, versions
+from ..demo import demo_config
 from ..models import resolve_device
 from .demo_rounds import NAME as DEMO
 from .demo_rounds import measure_rounds
 from .measure import Subject, measure
 from .scaling import scaling
+from .sizes import check_timed
 from .variants import planned, variants
-from .workloads import WORKLOADS
+from .workloads import WORKLOADS, Workload
 
 FORMAT = 1
 FOLDER = Path("runs") / "bench"
@@ -33,9 +37,9 @@ FOLDER = Path("runs") / "bench"
 class Request:
     """What to measure: workloads by name, `section.key=value` pairs, and how much of each.
 
-    `variants` compares with every switch of `speed` off alone, `variant` with the settings that it names.
-    `memory_gib` caps what the allocator may hold on a GPU; `out` is the record's file, by default one named after
-    workloads and time in `runs/bench`.
+    `variants` compares with every switch of `speed` off alone, `variant` with the settings that it names; both may be
+    asked for. `memory_gib` caps what the allocator may hold on a GPU; `out` is the record's file, by default one named
+    after workloads and time in `runs/bench`.
     """
 
     workloads: Sequence[str]
@@ -48,6 +52,13 @@ class Request:
     memory_gib: float | None = None
     out: Path | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what was asked for as JSON values; the cap has a place of its own in the record."""
+        return {
+            "workloads": list(self.workloads), "set": list(self.sets), "repeats": self.repeats, "quick": self.quick,
+            "scaling": self.scaling, "variants": self.variants, "variant": list(self.variant),
+        }  # fmt: skip
+
 
 def workload_names() -> tuple[str, ...]:
     """Return what can be asked for."""
@@ -57,21 +68,23 @@ def workload_names() -> tuple[str, ...]:
 def bench(request: Request, progress: Progress) -> tuple[dict[str, Any], Path]:
     """Measure the workloads and return the record and its file, which is written after every part.
 
-    Raises `ConfigError` for an unknown workload, a bad number or a device that is not there or too small, `RunError`
-    for a file that is there already.
+    Raises `ConfigError` for an unknown workload, a bad number, settings that leave nothing to time, or a device that is
+    not there or too small, `RunError` for a file that is there already or cannot be written: all before anything is
+    measured.
     """
     configs = _checked(request)
     path = request.out or _default_path(request.workloads)
-    if path.exists():
+    with disk_errors(path):
+        there = path.exists()
+    if there:
         raise RunError(f"{path} exists and is not overwritten. Choose another name with --out.")
+    require_writable(path)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     device = next(iter(configs.values())).model.device
     record: dict[str, Any] = {
         "format": FORMAT, "started": started, "versions": versions(), "code": code_identity(),
         "hardware": hardware(str(resolve_device(device))), "max_memory_gib": request.memory_gib,
-        "request": {"workloads": list(request.workloads), "set": list(request.sets), "repeats": request.repeats,
-                    "quick": request.quick},
-        "results": [],
+        "request": request.to_dict(), "results": [],
     }  # fmt: skip
     with _capped(request.memory_gib, resolve_device(device)):
         for name, config in configs.items():
@@ -92,24 +105,47 @@ def _checked(request: Request) -> dict[str, Config]:
         raise ConfigError("--quick, --scaling, --variants and --variant are not for the demo's rounds. Leave them out.")
     if request.repeats < 1:
         raise ConfigError(f"--repeats must be at least 1 (got {request.repeats}).")
-    if request.memory_gib is not None and request.memory_gib <= 0:
-        raise ConfigError(f"--max-memory-gib must be above 0 (got {request.memory_gib:g}).")
     configs = {}
     for name in request.workloads:
-        sized = WORKLOADS.get(name) or next(iter(WORKLOADS.values()))
-        configs[name] = sized.config(request.sets)
-        device = resolve_device(configs[name].model.device)
-        if name in WORKLOADS:
-            sized.require(device)
-            planned(configs[name], request.variant, request.sets, sized)
-        if request.memory_gib is not None and device.type != "cuda":
-            raise ConfigError(f"--max-memory-gib caps the allocator of a GPU; the device is {device}. Leave it out.")
+        configs[name] = demo_config(request.sets) if name == DEMO else _checked_workload(WORKLOADS[name], request)
+        if request.memory_gib is not None:
+            _share(request.memory_gib, resolve_device(configs[name].model.device))
     return configs
+
+
+def _checked_workload(workload: Workload, request: Request) -> Config:
+    """Return a workload's configuration; raises `ConfigError` where one of its parts could not be measured."""
+    config = workload.config(request.sets)
+    workload.require(resolve_device(config.model.device))
+    check_timed(config, workload.train, quick=request.quick)
+    planned(config, request.variant, request.sets, workload, off=request.variants)
+    if request.scaling and config.merge.weights is not None:
+        raise ConfigError(
+            "--scaling: measures other numbers of adapters too, for which merge.weights has no weights. Leave one out "
+            "(--set merge.weights=null)."
+        )
+    return config
 
 
 def _default_path(names: Sequence[str]) -> Path:
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     return FOLDER / f"{'-'.join(names)}-{stamp}.json"
+
+
+def _share(gib: float, device: torch.device) -> float:
+    """Return the share of a GPU's memory that so many GiB are; raises `ConfigError` where they would cap nothing."""
+    if not (math.isfinite(gib) and gib > 0):
+        raise ConfigError(f"--max-memory-gib must be a number above 0 (got {gib:g}).")
+    if device.type != "cuda":
+        raise ConfigError(f"--max-memory-gib caps the allocator of a GPU; the device is {device}. Leave it out.")
+    whole = torch.cuda.get_device_properties(_index(device)).total_memory / 2**30
+    if gib >= whole:
+        raise ConfigError(f"--max-memory-gib: the GPU has {whole:.1f} GiB, so {gib:g} cap nothing. Leave it out.")
+    return float(gib / whole)
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 @contextmanager
@@ -118,13 +154,11 @@ def _capped(gib: float | None, device: torch.device) -> Iterator[None]:
     if gib is None:
         yield
         return
-    index = torch.cuda.current_device() if device.index is None else device.index
-    whole = torch.cuda.get_device_properties(index).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / whole), index)
+    torch.cuda.set_per_process_memory_fraction(_share(gib, device), _index(device))
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, index)
+        torch.cuda.set_per_process_memory_fraction(1.0, _index(device))
 
 
 def _load() -> float | None:
@@ -149,8 +183,8 @@ def _parts(name: str, config: Config, request: Request, result: dict[str, Any], 
     with _noting(notices, progress.warn):
         result |= measure(subject, repeats=request.repeats, quick=request.quick, say=progress.note)
     yield "pieces"
-    if request.variants or request.variant:
-        plans = planned(config, request.variant, request.sets, WORKLOADS[name])
+    plans = planned(config, request.variant, request.sets, WORKLOADS[name], off=request.variants)
+    if plans:
         with _noting(notices, progress.warn):
             result["variants"] = variants(subject, plans, progress.note)
         yield "variants"

@@ -15,39 +15,68 @@ from .record import FORMAT
 from .workloads import body_parameters
 
 MARGIN = 0.4  # scaling by parameters leaves launches, attention and the head out
+_NO_ANSWERS = "the record has no time of answers, a batch of which did not fit into its machine's memory"
 
 
 def recorded_costs(config: Config, path: Path) -> CostModel:
-    """Return the cost model of the first workload in a record; raises `RunError` for a file that is no such record."""
-    record = read_json(path)
-    results = record.get("results") if isinstance(record, dict) and record.get("format") == FORMAT else None
-    found = next((result for result in results or () if "pieces" in result), None)
-    if found is None:
-        raise RunError(
-            f"{path} is no record of `grasp-lora bench` with a workload in it. Give the file that bench wrote."
-        )
+    """Return the cost model of the first workload in a record; raises `RunError` for a file that is no such record.
+
+    Without a time of answers in the record, the cost model has no line for them and says why.
+    """
+    record, model = read_json(path), _body(config)
+    try:
+        return _costs(record, model, path.name)
+    except KeyError as error:
+        lacks = f"it lacks {error}"
+    except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError):
+        lacks = "what it holds is of another kind"
+    raise RunError(
+        f"{path} is no record of `grasp-lora bench` with a workload in it ({lacks}). Give the file that bench wrote."
+    )
+
+
+def _body(config: Config) -> int:
     model: Any = skeleton(config.model)
-    ratio = body_parameters(model) / float(found["body_parameters"])
-    gpus = [gpu["name"] for gpu in record["hardware"]["gpus"]]
-    where = gpus[0] if gpus and record["hardware"]["device"] != "cpu" else record["hardware"]["cpu"]
-    source = f"{found['workload']} in {path.name}, measured on {where}, times {ratio:.3g} for the parameters"
-    return CostModel(_lines(found, ratio), source, MARGIN)
+    return body_parameters(model)
+
+
+def _costs(record: Any, body: int, name: str) -> CostModel:
+    """Return the cost model for so many body parameters; what the record lacks is a `KeyError` or the like."""
+    if record["format"] != FORMAT:
+        raise ValueError(f"format {record['format']}")
+    found = next((result for result in record["results"] if "pieces" in result), None)
+    if found is None:
+        raise KeyError("pieces")
+    ratio = body / found["body_parameters"]
+    lines = _lines(found, ratio)
+    hardware = record["hardware"]
+    gpus = [gpu["name"] for gpu in hardware["gpus"]]
+    where = gpus[0] if gpus and hardware["device"] != "cpu" else hardware["cpu"]
+    source = f"{found['workload']} in {name}, measured on {where}, times {ratio:.3g} for the parameters"
+    return CostModel(lines, source, MARGIN, {} if "decode" in lines else {"decode": _NO_ANSWERS})
 
 
 def _lines(found: Mapping[str, Any], ratio: float) -> dict[Kind, Line]:
-    pieces, size, answers = found["pieces"], found["sizes"], found["generation"]
-    probed = (1 + found["config"]["controller"]["candidates"]) * size["micro_dev"] * found["mean_tokens"]["micro_dev"]
-    forward = _per_token(pieces["probing alone"], probed, ratio)
-    read = size["generated"] * size["prompt"] * forward.per_token[0] / ratio
-    steps = size["generated"] * (size["new_tokens"] - 1)
-    decode = ratio * max(answers["median_s"] - read, 0.0) / steps
-    return {
-        "train": _per_token(pieces["training step"], found["mean_tokens"]["train"], ratio),
-        "forward": forward,
-        "decode": Line((0.0, 0.0), (decode, decode)),
+    pieces, size, answers, tokens = found["pieces"], found["sizes"], found["generation"], found["mean_tokens"]
+    probed = (1 + found["config"]["controller"]["candidates"]) * size["micro_dev"] * tokens["micro_dev"]
+    lines: dict[Kind, Line] = {
+        "train": _per_token(pieces["training step"], _examples(found) * tokens["train"], ratio),
+        "forward": _per_token(pieces["probing alone"], probed, ratio),
         "round": _fixed(pieces["round without probing"]),
         "select": _fixed(pieces["selection of an update"]),
     }
+    if "out_of_memory" not in answers:
+        read = size["generated"] * size["prompt"] * lines["forward"].per_token[0] / ratio
+        steps = size["generated"] * (size["new_tokens"] - 1)
+        decode = ratio * max(answers["median_s"] - read, 0.0) / steps
+        lines["decode"] = Line((0.0, 0.0), (decode, decode))
+    return lines
+
+
+def _examples(found: Mapping[str, Any]) -> float:
+    """Return the examples of the mean training step: the last one of an epoch may hold fewer."""
+    training, train = found["config"]["search"], found["sizes"]["train"]
+    return float(train / -(-train // (training["batch_size"] * training["accumulation"])))
 
 
 def _per_token(piece: Mapping[str, Any], tokens: float, ratio: float) -> Line:

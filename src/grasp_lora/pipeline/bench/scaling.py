@@ -67,7 +67,7 @@ def _training(subject: Subject) -> Iterator[Row]:
         what: str, value: float, batch: int = 1, *, setup: TokenSetup = subject.setup, adapters: int | None = None
     ) -> Row:
         few = replace(setup, splits={**setup.splits, "train": setup.items("train")[:STEPS]})
-        settings = setup.config.search.model_copy(update={"batch_size": batch})
+        settings = setup.config.search.model_copy(update={"batch_size": batch, "accumulation": 1})
         with opened(subject.workload, few, adapters) as bench:
             timing = step_seconds(bench, settings)
         return what, value, "training step", _tokens(few.items("train")) * batch // STEPS, timing

@@ -93,7 +93,10 @@ class StageTimes:
 
 
 def stage_times(seconds: float, durations: Sequence[tuple[str, float]], warm: int) -> StageTimes:
-    """Return a stage's times from the seconds between its marks (see `Marks.durations`)."""
+    """Return a stage's times from the seconds between its marks (see `Marks.durations`).
+
+    A search that stops has an epoch that does not end.
+    """
     opening, since, probed = 0.0, 0.0, False
     epochs: list[Epoch] = []
     steps: list[float] = []
@@ -111,6 +114,8 @@ def stage_times(seconds: float, durations: Sequence[tuple[str, float]], warm: in
             epochs.append(Epoch(tuple(steps), tuple(with_round)))
             steps, with_round = [], []
         since, probed = 0.0, False
+    if steps or with_round:
+        epochs.append(Epoch(tuple(steps), tuple(with_round)))
     return StageTimes(seconds, opening, tuple(epochs), warm)
 
 

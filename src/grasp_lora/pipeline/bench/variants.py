@@ -8,8 +8,9 @@ from typing import Any, Literal, get_args, get_origin
 
 from ...config import Config, SpeedConfig
 from ...errors import ConfigError
-from .measure import QUICK_EPOCHS, Subject
+from .measure import Subject
 from .pieces import FINAL, generation_seconds, opened, probing_seconds
+from .sizes import QUICK_EPOCHS, check_timed
 from .stages import clocked_final, clocked_search
 from .workloads import Workload
 
@@ -33,20 +34,29 @@ def switches(config: Config) -> dict[str, Any]:
     return found
 
 
-def planned(config: Config, given: Sequence[str], sets: Sequence[str], workload: Workload) -> dict[str, Config]:
-    """Return the variants by name: every switch that is on turned off alone, or those that are given.
+def planned(
+    config: Config, given: Sequence[str], sets: Sequence[str], workload: Workload, *, off: bool = False
+) -> dict[str, Config]:
+    """Return the variants by name: with `off` every switch that is on turned off alone, then those that are given.
 
     One that is given is one or more `section.key=value`, with blanks in between. Raises `ConfigError` for a bad one.
     """
-    if given:
-        plans = {words: workload.config([*sets, *words.split()]) for words in given}
-        for words, other in plans.items():
-            if (other.model, other.lora) != (config.model, config.lora):
-                raise ConfigError(
-                    f"--variant '{words}': model and adapters are made once. Use --set in a call of its own."
-                )
-        return plans
+    plans = _switched_off(config) if off else {}
+    for words in given:
+        if not words.split():
+            raise ConfigError("--variant: needs settings to compare, such as 'speed.tokens_per_pass=4096' (got none).")
+        plans[words] = other = workload.config([*sets, *words.split()])
+        if (other.model, other.lora) != (config.model, config.lora):
+            raise ConfigError(f"--variant '{words}': model and adapters are made once. Use --set in a call of its own.")
+    for plan in (config, *plans.values()) if plans else ():
+        check_timed(plan, min(EXAMPLES, workload.train), quick=True, rounds=False)
+    return plans
+
+
+def _switched_off(config: Config) -> dict[str, Config]:
     off = switches(config)
+    if not off:
+        raise ConfigError("--variants: every switch of `speed` is off already. Leave it out.")
     changed = {f"speed.{name}={str(value).lower()}": {name: value} for name, value in off.items()}
     if len(off) > 1:
         changed["all of these off"] = off

@@ -38,7 +38,7 @@ _SETTINGS = {
     "prune": {"importance": "activation"},
     "controller": {"early_stop": False},
     "search": {"epochs": 10, "patience": None},
-    "finalize": {"epochs": 10, "accumulation": 8, "mask": "dynamic", "patience": None},
+    "finalize": {"epochs": 10, "accumulation": 8, "mask": "dynamic", "patience": None, "keep_start": False},
     "evaluate": {"batch_size": 25},
 }
 
@@ -90,12 +90,9 @@ class Workload:
         Raises `ConfigError` for a setting that is wrong or that random weights cannot have.
         """
         config = load_config(None, sets, _SETTINGS)
-        if config.model.quantization != "none":
-            raise ConfigError("model.quantization: bench makes its own weights, in model.dtype. Leave it at none.")
-        if not config.search.epochs:
-            raise ConfigError("search.epochs: bench times a search that trains. Give at least 1.")
-        if config.controller.interval < 2:
-            raise ConfigError("controller.interval: bench tells rounds from steps, which takes an interval above 1.")
+        wrong = next((what for what, refused in _refused(config).items() if refused), None)
+        if wrong is not None:
+            raise ConfigError(wrong)
         return config
 
     def model(self, config: Config) -> PreTrainedModel:
@@ -129,6 +126,25 @@ WORKLOADS = {
         Workload("xlsum-cpu", _SMALL, 150, 450, 15, 1024, prompt=310, new_tokens=16),
     )
 }
+
+
+def _refused(config: Config) -> dict[str, bool]:
+    """Return what random weights, random tokens and a search that is timed cannot have, and whether it is asked for."""
+    final, dev = config.finalize, "bench has no dev data"
+    return {
+        "model.quantization: bench makes its own weights, in model.dtype. Leave it at none.":
+            config.model.quantization != "none",
+        "search.epochs: bench times a search that trains. Give at least 1.": not config.search.epochs,
+        "controller.interval: bench tells rounds from steps, which takes an interval above 1.":
+            config.controller.interval < 2,
+        "controller.early_stop: bench times every round of a search. Leave it at false.": config.controller.early_stop,
+        "finalize.adapter: reuse makes no final run, which bench times too. Leave it at fresh.":
+            final.adapter == "reuse",
+        f"search.patience: {dev}. Leave it at null.": config.search.patience is not None,
+        f"finalize.patience: {dev}. Leave it at null.": final.patience is not None,
+        f"finalize.keep_start: {dev}. Leave it at false.": final.keep_start,
+        f"finalize.keep: {dev}. Leave it at grasp.": final.keep != "grasp",
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
