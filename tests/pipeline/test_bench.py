@@ -504,11 +504,13 @@ def test_the_estimate_of_memory_is_what_a_gpu_took(name, monkeypatch):
     config, described = workload.config(["model.dtype=bfloat16"]), LlamaConfig(**workload.shape)
     parts, parameters = workload.examples(), 8_030_261_248
     for stage in ("search", "finalize"):
-        training = footprint.training_pass(config, [(getattr(config, stage), parts["train"])])
-        probing = footprint.probing_pass(config, described, parameters, parts["micro_dev"])
+        trained = footprint.Trained(getattr(config, stage), parts["train"], padded=stage == "search")
+        judged = footprint.Judged(parts["micro_dev"], config.search.eval_batch_size, 1 + config.controller.candidates)
         estimated = footprint.peak_bytes(
-            config, described, parameters=parameters, trainable=result["trainable"], training=training, probing=probing
-        )
+            config, described, parameters=parameters, trainable=result["trainable"],
+            training=footprint.training_pass(config, trained),
+            forward=footprint.judging_pass(config, described, parameters, judged),
+        )  # fmt: skip
         assert estimated == pytest.approx(result["peak_memory"][stage]["bytes"], rel=0.06)
 
 

@@ -10,8 +10,8 @@ from world import World, write_model
 from grasp_lora.adapters import kernels
 from grasp_lora.adapters.inject import Injection
 from grasp_lora.adapters.peft_load import load_adapter
-from grasp_lora.config import Config
-from grasp_lora.data import load_examples
+from grasp_lora.config import Config, TrainingConfig
+from grasp_lora.data import Encoded, load_examples
 from grasp_lora.pipeline import footprint
 from grasp_lora.pipeline.models import load_base
 from grasp_lora.pipeline.plan import make_plan
@@ -89,10 +89,18 @@ def test_leakage_that_is_allowed_is_told_in_the_plan(tmp_path, pico_folder):
     assert "target.train and target.dev share 6" in plan.warnings[0]
 
 
+# One example is judged at a time and rounds are small, so that training passes are the larger ones.
+JUDGED_ALONE = {
+    **{f"{stage}__eval_batch_size": 1 for stage in ("train_source", "train_target", "search", "finalize")},
+    "evaluate__batch_size": 1,
+    "controller__preset": "released",
+    "controller__candidates": 2,
+}
+
+
 def test_the_memory_follows_the_tokens_of_a_pass(world):
     def memory(**changes):
-        # One example is probed at a time, so that training passes are the larger ones.
-        return make_plan(world.config(finalize__accumulation=6, search__eval_batch_size=1, **changes)).memory
+        return make_plan(world.config(finalize__accumulation=6, **JUDGED_ALONE, **changes)).memory
 
     whole, low = memory(speed__tokens_per_pass=10_000), memory(speed__tokens_per_pass=1)
     assert whole > memory() >= memory(speed__pack_accumulation=False) > low
@@ -100,11 +108,55 @@ def test_the_memory_follows_the_tokens_of_a_pass(world):
 
 def test_the_memory_follows_a_round_where_that_is_larger(world):
     def memory(**changes):
-        changes |= {"speed__tokens_per_pass": 1, "train_target__batch_size": 1, "train_source__batch_size": 1}
+        changes = {"controller__preset": "released", "evaluate__batch_size": 1, "speed__tokens_per_pass": 1, **changes}
+        changes |= {"train_target__batch_size": 1, "train_source__batch_size": 1}
         return make_plan(world.config(finalize__batch_size=1, search__batch_size=1, **changes)).memory
 
     assert memory(controller__candidates=7) > memory(controller__candidates=3)
     assert memory(controller__candidates=7) > memory(controller__candidates=7, search__eval_batch_size=1)
+
+
+def test_the_memory_is_that_of_stages_that_run(world):
+    def memory(**changes):
+        given = {f"adapters__{name}": world.adapter(name, r=2, target_modules=["q_proj"]) for name in ("en", "ar")}
+        given = {"adapters__source": given["adapters__en"], "adapters__target": given["adapters__ar"]}
+        return make_plan(world.config(**{**JUDGED_ALONE, "evaluate__rivals": ["target"], **given, **changes})).memory
+
+    assert memory(train_target__batch_size=64, train_source__batch_size=64) == memory()
+    assert memory(finalize__batch_size=64) > memory()
+    kept = {"finalize__adapter": "reuse", "controller__preset": "default", "search__epochs": 2}
+    assert memory(finalize__batch_size=64, **kept) == memory(**kept)
+
+
+def test_the_memory_follows_the_batches_of_the_evaluation(tmp_path, pico_folder):
+    world = World(tmp_path, pico_folder, test=16)
+
+    def memory(**changes):
+        changes = {**JUDGED_ALONE, **changes}
+        changes |= {f"{stage}__batch_size": 1 for stage in ("finalize", "train_target", "train_source", "search")}
+        return make_plan(world.config(**changes)).memory
+
+    assert memory(evaluate__batch_size=16) > memory()
+    assert memory(evaluate__batch_size=16, task__max_new_tokens=64) > memory(evaluate__batch_size=16)
+
+
+def test_places_inside_attention_count_where_rows_are_joined(on_a_gpu):
+    items = [Encoded(str(i), (5,) * n, n - 1) for i, n in enumerate((2048, *[512] * 12))]
+    training = TrainingConfig(batch_size=1, accumulation=13)
+    joined, padded = (
+        footprint.training_pass(Config(), footprint.Trained(training, items, padded=flag)) for flag in (False, True)
+    )
+    assert (padded.tokens, padded.places) == (4096, 0)
+    assert (joined.tokens, joined.places) == (4096, 4 * 2048)  # with three short ones beside it
+    config, described = Config.model_validate({"model": {"dtype": "bfloat16"}}), AutoConfig.for_model("llama")
+
+    def estimated(size):
+        return footprint.peak_bytes(
+            config, described, parameters=1, trainable=1, training=size, forward=footprint.Pass()
+        )
+
+    more = estimated(joined) - estimated(padded)
+    assert more == 2 * 4096 * 2 * described.hidden_size * described.num_hidden_layers * 2
 
 
 @pytest.fixture
@@ -117,7 +169,7 @@ def on_a_gpu(monkeypatch):
 @pytest.mark.parametrize("larger", [{"finalize__accumulation": 6}, {"search__eval_batch_size": 6}])
 def test_the_dry_run_says_that_passes_shrink_to_the_memory_of_a_gpu(world, cli, on_a_gpu, larger):
     changes = dict.fromkeys((f"{stage}__batch_size" for stage in ("finalize", "train_target", "train_source")), 1)
-    config = {**changes, "search__batch_size": 1, "search__accumulation": 1, "search__eval_batch_size": 1, **larger}
+    config = {**JUDGED_ALONE, **changes, "search__batch_size": 1, "search__accumulation": 1, **larger}
     plan = make_plan(world.config(**config))
     assert plan.memory > plan.least_memory > 2 * plan.parameters
     shown = " ".join(cli("run", "--config", world.file(**config), "--dry-run").out.split())
@@ -134,7 +186,7 @@ def test_a_plan_compiles_no_kernel(world, monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     kernels._why_not.cache_clear()
-    config = world.config(model__dtype="bfloat16", finalize__accumulation=6, search__eval_batch_size=1)
+    config = world.config(model__dtype="bfloat16", finalize__accumulation=6, **JUDGED_ALONE)
     new = make_plan(config).memory
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     assert new < make_plan(config).memory
@@ -185,7 +237,7 @@ def test_kernels_lower_the_estimate_only_where_they_run(family, dtype, saves, on
         config = Config.model_validate({"model": {"dtype": dtype}, "speed": {"fused_kernels": fused}})
         size = footprint.Pass(4096, 64)
         return footprint.peak_bytes(
-            config, AutoConfig.for_model(family), parameters=1, trainable=1, training=size, probing=size
+            config, AutoConfig.for_model(family), parameters=1, trainable=1, training=size, forward=size
         )
 
     assert (estimated(True) < estimated(False)) is saves

@@ -3,10 +3,10 @@ import os
 import platform
 import shutil
 import subprocess
+from importlib import metadata
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -129,7 +129,7 @@ def test_manifest_says_where_a_result_comes_from(tmp_path):
     assert found["command"] == ["grasp-lora", "run", "--set", "model.name_or_path=model"]
     assert found["config"]["data"]["target"]["train"] == "train.jsonl"
     assert found["versions"]["python"] == platform.python_version()
-    assert found["versions"]["torch"] == torch.__version__
+    assert found["versions"]["torch"] == metadata.version("torch")
     assert found["versions"]["grasp-lora"]
     assert found["hardware"]["cores"] == os.cpu_count()
     assert found["hardware"]["cpu"]

@@ -15,7 +15,7 @@ from ..training.passes import pass_tokens
 from ..training.way import way_of
 from .checks import Checked, preflight
 from .costs import Load, Prediction, answering_loads, forward_load, training_load
-from .footprint import peak_bytes, probing_pass, training_pass
+from .footprint import Judged, Trained, answering_bytes, judging_pass, largest, peak_bytes, training_pass
 from .models import resolve_device
 from .search import rounds_at_once, search_axes
 
@@ -65,6 +65,16 @@ class _World:
         return found.items if found else ()
 
 
+@dataclass(frozen=True)
+class _Staged:
+    """The plan of a stage, and what decides on its memory: training, items that are judged, prompts with answers."""
+
+    plan: StagePlan
+    trains: Trained | None = None
+    judges: tuple[Judged, ...] = ()
+    answers: Sequence[Encoded] = ()
+
+
 def make_plan(config: Config) -> Plan:
     """Return the plan of `run`; reads data, tokenizer and the model's shape, but no weights.
 
@@ -74,8 +84,10 @@ def make_plan(config: Config) -> Plan:
     world = _World(config, checked)
     parameters = sum(p.numel() for p in checked.model.parameters())
     trainable = _trainable(world)
-    most, least = (_memory(world, parameters, trainable, shrunk=shrunk) for shrunk in (False, True))
-    return Plan(tuple(_stages(world)), parameters, trainable, most, least, checked.warnings)
+    stages = tuple(_stages(world))
+    most, least = (_memory(world, stages, parameters, trainable, shrunk=shrunk) for shrunk in (False, True))
+    plans = tuple(stage.plan for stage in stages)
+    return Plan(plans, parameters, trainable, most, least, checked.warnings)
 
 
 def _trainable(world: _World) -> int:
@@ -110,7 +122,7 @@ def _tokens(items: Sequence[Encoded]) -> int:
     return sum(len(item.input_ids) for item in items)
 
 
-def _training(world: _World, name: str, role: str, training: TrainingConfig, *, dev: bool = True) -> StagePlan:
+def _training(world: _World, name: str, role: str, training: TrainingConfig, *, dev: bool = True) -> _Staged:
     """Plan one training at most: early stopping can only shorten it."""
     items, judged = world.items(role, "train"), world.items(role, "dev") if dev else ()
     steps = training.epochs * math.ceil(len(items) / (training.batch_size * training.accumulation))
@@ -119,7 +131,10 @@ def _training(world: _World, name: str, role: str, training: TrainingConfig, *, 
     padded = _padded(world, training, items, on_gpu=on_gpu)
     epoch = training_load(world.config.speed, training, items, world.config.seed, on_gpu=on_gpu, padded=padded)
     loads = (epoch.times(training.epochs), forward_load(judged, training.eval_batch_size).times(training.epochs))
-    return StagePlan(name, steps, training.epochs * len(items), training.epochs * len(judged), passes, loads)
+    trains = Trained(training, items, padded) if steps else None
+    judges = (Judged(judged, training.eval_batch_size),) if judged else ()
+    forward = training.epochs * len(judged)
+    return _Staged(StagePlan(name, steps, training.epochs * len(items), forward, passes, loads), trains, judges)
 
 
 def _padded(world: _World, training: TrainingConfig, items: Sequence[Encoded], *, on_gpu: bool) -> bool:
@@ -133,14 +148,15 @@ def _padded(world: _World, training: TrainingConfig, items: Sequence[Encoded], *
     ).padded
 
 
-def _search(world: _World) -> StagePlan:
+def _search(world: _World) -> _Staged:
     """Plan the controller run; it ends with the last round where `controller.rounds` says so.
 
     A run whose adapter is kept trains on to its last epoch, with dev judging at most all of them.
     """
     config = world.config
     keep = config.finalize.adapter == "reuse"
-    base = _training(world, "search", "target", config.search, dev=keep or config.search.patience is not None)
+    staged = _training(world, "search", "target", config.search, dev=keep or config.search.patience is not None)
+    base = staged.plan
     rounds = (base.steps // 2 if keep else base.steps) // config.controller.interval
     if not base.steps:
         rounds = rounds_at_once(config)
@@ -164,7 +180,9 @@ def _search(world: _World) -> StagePlan:
         forward_load(probe, width).times(statistics),
         Load("round", rounds + bool(opening)),
     )
-    return StagePlan("search", base.steps, base.trained, forward, base.token_passes + 2 * tokens, loads)
+    plan = replace(base, forward=forward, token_passes=base.token_passes + 2 * tokens, loads=loads)
+    probed = Judged(probe, width, max(opening, 1 + config.controller.candidates))
+    return _Staged(plan, staged.trains, (*staged.judges, probed))
 
 
 def _statistics(config: Config, *, at_start: bool) -> int:
@@ -193,26 +211,31 @@ def _cut(world: _World, whole: StagePlan, steps: int) -> StagePlan:
     passes = 4 * _tokens(used) + 2 * judged * _tokens(dev)
     share = steps / whole.steps  # of the training; dev is judged after whole epochs
     loads = (whole.loads[0].times(share), forward_load(dev, config.eval_batch_size).times(judged))
-    return StagePlan(whole.name, steps, len(used), judged * len(dev), passes, loads)
+    return replace(
+        whole, steps=steps, trained=len(used), forward=judged * len(dev), token_passes=passes, loads=loads
+    )  # fmt: skip
 
 
-def _final(world: _World) -> StagePlan:
+def _final(world: _World) -> _Staged:
     """Plan the final run; its first mask may need a pass over micro-dev."""
-    base, probe = _training(world, "finalize", "target", world.config.finalize), world.items("target", "micro_dev")
+    staged, probe = _training(world, "finalize", "target", world.config.finalize), world.items("target", "micro_dev")
+    base, width = staged.plan, world.config.finalize.eval_batch_size
     passes = _first_ranking(world.config.final_importance)
-    first = forward_load(probe, world.config.finalize.eval_batch_size).times(passes)
+    first = forward_load(probe, width).times(passes)
     dev = world.items("target", "dev") if world.config.finalize.keep_start else ()
     start = (*dev, *dev)  # as it came, and pruned
-    before = forward_load(start, world.config.finalize.eval_batch_size)
+    before = forward_load(start, width)
     selections = base.steps if world.config.finalize.mask == "dynamic" else 0
-    return replace(
+    plan = replace(
         base, forward=base.forward + passes * len(probe) + len(start),
         token_passes=base.token_passes + 2 * passes * _tokens(probe) + 2 * _tokens(start),
         loads=(*base.loads, first, before, Load("select", selections)),
     )  # fmt: skip
+    judged = Judged((*(probe if passes else ()), *dev), width)
+    return _Staged(plan, staged.trains, (*staged.judges, judged))
 
 
-def _stages(world: _World) -> list[StagePlan]:
+def _stages(world: _World) -> list[_Staged]:
     config, stages = world.config, []
     if config.adapters.source is None:
         stages.append(_training(world, "source_adapter", "source", config.train_source))
@@ -231,14 +254,15 @@ def _stages(world: _World) -> list[StagePlan]:
     if config.adapters.continue_source:  # trained above, whether it is a rival or not
         trained = [*(name for name in trained if name != "sequential"), "sequential"]
     own = {"merged": config.finalize, "sequential": config.train_target}
-    planned = {stage.name for stage in stages}
+    planned = {stage.plan.name for stage in stages}
     stages += [
         _training(world, f"rival_{name}", "target", own[name]) for name in trained if f"rival_{name}" not in planned
     ]
     if dev:  # what is exported is compared on dev: the result, the target adapter, and the rivals that are trained
         judged = 2 + len(trained)
         load = forward_load(dev, config.evaluate.batch_size).times(judged)
-        stages.append(StagePlan("keep", 0, 0, judged * len(dev), 2 * judged * _tokens(dev), (load,)))
+        plan = StagePlan("keep", 0, 0, judged * len(dev), 2 * judged * _tokens(dev), (load,))
+        stages.append(_Staged(plan, judges=(Judged(dev, config.evaluate.batch_size),)))
     if not test:
         return stages
     systems = 1 + len(config.evaluate.rivals)
@@ -248,17 +272,17 @@ def _stages(world: _World) -> list[StagePlan]:
     width = config.evaluate.batch_size
     each = [forward_load(test, width), *answering_loads(asked, width, config.task.max_new_tokens)]
     loads = tuple(load.times(systems) for load in each)
-    return [*stages, StagePlan("evaluate", 0, 0, systems * (len(test) + len(asked)), 2 * tokens, loads)]
+    plan = StagePlan("evaluate", 0, 0, systems * (len(test) + len(asked)), 2 * tokens, loads)
+    return [*stages, _Staged(plan, judges=(Judged(test, width),), answers=asked)]
 
 
-def _memory(world: _World, parameters: int, trainable: int, *, shrunk: bool) -> int:
+def _memory(world: _World, stages: Sequence[_Staged], parameters: int, trainable: int, *, shrunk: bool) -> int:
     config, described = world.config, world.checked.model.config
-    stages = [(part, world.items("target", "train")) for part in (config.search, config.finalize, config.train_target)]
-    if config.adapters.source is None:
-        stages.append((config.train_source, world.items("source", "train")))
-    probe = world.items("target", "micro_dev")
+    trained = [stage.trains for stage in stages if stage.trains is not None]
+    judged = [one for stage in stages for one in stage.judges]
     return peak_bytes(
         config, described, parameters=parameters, trainable=trainable,
-        training=training_pass(config, stages, shrunk=shrunk),
-        probing=probing_pass(config, described, parameters, probe, shrunk=shrunk),
+        training=largest(training_pass(config, one, shrunk=shrunk) for one in trained),
+        forward=largest(judging_pass(config, described, parameters, one, shrunk=shrunk) for one in judged),
+        answering=max(answering_bytes(config, described, stage.answers, shrunk=shrunk) for stage in stages),
     )  # fmt: skip

@@ -74,6 +74,8 @@ def largest_pass(
     speed: SpeedConfig, training: TrainingConfig, items: Sequence[Encoded], *, on_gpu: bool = False
 ) -> tuple[int, int]:
     """Return the most tokens, padding included, and the most answer positions that one training pass can hold."""
+    if not items:
+        return 0, 0
     budget = pass_tokens(speed, training, items, on_gpu=on_gpu)
     count = _together(training, items, budget)
     if budget is not None:
@@ -82,6 +84,17 @@ def largest_pass(
     return most_tokens(training, items, budget), count * max(
         (len(item.input_ids) - item.prompt_length for item in items), default=0
     )
+
+
+def most_places(training: TrainingConfig, lengths: Sequence[int], budget: int) -> int:
+    """Return the most places inside attention of a joined pass under a budget: its sequences times the longest."""
+    ascending, most = sorted(lengths), training.batch_size * training.accumulation
+    below, found = [0, *accumulate(ascending)], 0
+    for shorter, longest in enumerate(ascending):  # with as many of the shortest as may be
+        room = sum(tokens <= budget - longest for tokens in below[1 : shorter + 1])
+        count = max(1, min(most, room + 1, PLACES * budget // longest))
+        found = max(found, count * longest)
+    return found
 
 
 def answer_tokens(item: Encoded) -> int:

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
-from ...config import Config, to_dict
+from ...config import Config, TrainingConfig, to_dict
 from ...data import Encoded
 from ...probing.memory import parameters_and_layers
 from ...training import Outcome
+from ...training.passes import pass_tokens
+from ...training.way import way_of
 from ..deployment import PeakMemory
-from ..footprint import peak_bytes, probing_pass, training_pass
+from ..footprint import Judged, Trained, judging_pass, largest, peak_bytes, training_pass
 from ..search import SearchResult
 from .clock import Timing, measure_ceilings
 from .counting import Counter, Work
@@ -123,12 +125,21 @@ def _estimate(subject: Subject) -> int:
     """Return what `run --dry-run` estimates for the peak of these two stages."""
     setup, config, model = subject.setup, subject.setup.config, subject.setup.base.model
     parameters, _ = parameters_and_layers(model)
-    train = setup.items("train")
+    probed = Judged(setup.items("micro_dev"), config.search.eval_batch_size, 1 + config.controller.candidates)
     return peak_bytes(
         config, model.config, parameters=parameters, trainable=subject.trainable,
-        training=training_pass(config, [(config.search, train), (config.finalize, train)]),
-        probing=probing_pass(config, model.config, parameters, setup.items("micro_dev")),
+        training=largest(training_pass(config, _trained(subject, part)) for part in (config.search, config.finalize)),
+        forward=judging_pass(config, model.config, parameters, probed),
     )  # fmt: skip
+
+
+def _trained(subject: Subject, training: TrainingConfig) -> Trained:
+    """Return a stage's training, whose adapters are on attention alone."""
+    setup = subject.setup
+    speed, items, on_gpu = setup.config.speed, setup.items("train"), setup.base.device.type == "cuda"
+    tokens = pass_tokens(speed, training, items, on_gpu=on_gpu)
+    way = way_of(setup.base.model, (), items, tokens, speed=speed, training=training, on_gpu=on_gpu)
+    return Trained(training, items, way.padded)
 
 
 def _described(subject: Subject) -> dict[str, Any]:
