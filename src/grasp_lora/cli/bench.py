@@ -32,8 +32,10 @@ def bench(
             help="Every piece with these settings beside the others: 'section.key=value ...'; may be repeated."
         ),
     ] = None,
-    max_memory_gib: Annotated[float | None, typer.Option(help="Cap what the GPU's allocator may hold.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The record's file; default one in runs/bench.")] = None,
+    max_memory_gib: Annotated[
+        float | None, typer.Option(help="Cap what the GPU's allocator may hold, below what the GPU has.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The record's file, a new one; default one in runs/bench.")] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:

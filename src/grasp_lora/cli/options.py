@@ -40,7 +40,7 @@ BenchRecord = Annotated[
     Path | None,
     typer.Option(help="With --dry-run: predict seconds from this record of `bench`, not from a measurement."),
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan only.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan of a whole run only.")]
 ScoredAdapter = Annotated[str | None, typer.Option(help="Score this PEFT folder alone instead of the run's systems.")]
 AnsweringAdapter = Annotated[
     str | None, typer.Option(help="PEFT folder or hub id; without one the bare base model answers.")

@@ -68,8 +68,11 @@ def _temporary(path: str | Path) -> Path:
 def require_writable(path: str | Path) -> None:
     """Raise `RunError` unless a file could be written at `path`; makes its folder and leaves nothing in it."""
     path, temporary = Path(path), _temporary(path)
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_errors(path, kept="Nothing was written"):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is no folder") from None
         try:
             write_bytes_synced(temporary, b"")
         finally:

@@ -74,7 +74,7 @@ def bench(request: Request, progress: Progress) -> tuple[dict[str, Any], Path]:
     """
     configs = _checked(request)
     path = request.out or _default_path(request.workloads)
-    with disk_errors(path):
+    with disk_errors(path, kept="Nothing was written"):
         there = path.exists()
     if there:
         raise RunError(f"{path} exists and is not overwritten. Choose another name with --out.")
