@@ -173,8 +173,9 @@ def test_a_record_names_no_place_of_this_machine(measured):
 
 
 def test_switches_are_what_is_on():
-    config = build_config({"speed": {"static_cache": False}})
-    assert "static_cache" not in switches(config)
+    config = build_config({"speed": {"static_cache": False, "read_losses_every": 1}})
+    assert not {"static_cache", "read_losses_every"} & switches(config).keys()
+    assert switches(config)["cudnn_from"] == 1
     assert switches(config)["pack_accumulation"] is False
     assert "tokens_per_pass" not in switches(config)
 

@@ -16,6 +16,7 @@ from .workloads import Workload
 
 EXAMPLES = 16  # of training: two updates of eight, one round in an epoch
 _OFF = ("off", "none")
+_IDLE = {"cudnn_from": 1, "read_losses_every": 1}  # numbers at which a setting does nothing
 PIECES = ("training step", "probing alone", "final update", "generation of a batch")
 _REPEATS = 3
 
@@ -31,6 +32,8 @@ def switches(config: Config) -> dict[str, Any]:
             offs = [word for word in get_args(field.annotation) if word in _OFF]
             if offs:
                 found[name] = offs[0]
+        elif name in _IDLE and now != _IDLE[name]:
+            found[name] = _IDLE[name]
     return found
 
 
