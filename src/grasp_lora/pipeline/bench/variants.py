@@ -23,7 +23,7 @@ _REPEATS = 3
 
 def switches(config: Config) -> dict[str, Any]:
     """Return every switch of `speed` that is on, with the value that turns it off."""
-    found = {}
+    found: dict[str, Any] = {}
     for name, field in SpeedConfig.model_fields.items():
         now = getattr(config.speed, name)
         if now is True:
