@@ -114,7 +114,10 @@ def _chrf_counts(prediction: str, references: Sequence[str]) -> Array:
 
 
 def _chrf_of(sums: Array) -> Array:
-    """Return chrF2 of counts, shape (rows, 18): F of mean precision and recall over the shared orders."""
+    """Return chrF2 of counts, shape (rows, 18): F of mean precision and recall over the shared orders.
+
+    In sacrebleu's order of operations: of references that are equally good, rounding says which is taken.
+    """
     own, ref, common = sums.reshape(len(sums), _CHARACTER_ORDER, 3).transpose(2, 0, 1)
     used = (own > 0) & (ref > 0)
     orders = np.maximum(used.sum(axis=1), 1)
@@ -122,7 +125,7 @@ def _chrf_of(sums: Array) -> Array:
     recall = np.where(used, common / np.maximum(ref, 1.0), 0.0).sum(axis=1) / orders
     weight = _BETA**2
     bottom = weight * precision + recall
-    return np.where(bottom > 0, 100.0 * (1.0 + weight) * precision * recall / np.where(bottom > 0, bottom, 1.0), 0.0)
+    return np.where(bottom > 0, 100.0 * ((1.0 + weight) * precision * recall / np.where(bottom > 0, bottom, 1.0)), 0.0)
 
 
 def paired_corpus(a: CorpusScore, b: CorpusScore, *, resamples: int = 1000, seed: int = 0) -> PairedComparison:
