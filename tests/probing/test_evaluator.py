@@ -166,8 +166,41 @@ def test_rounds_go_on_in_smaller_passes_where_memory_has_less_room_than_was_meas
     room = 3 * longest - 1
     with pytest.raises(torch.OutOfMemoryError):
         probe.candidate_losses(three)
+    room = 0
     with pytest.raises(torch.OutOfMemoryError):
         probe.losses(norms=ChannelNorms())
+
+
+def test_norms_and_gradients_are_gathered_anew_where_a_pass_did_not_fit(parts, monkeypatch):
+    work, bank, attached = parts
+    wanted, plain = ChannelNorms(), work.evaluator(attached, "micro_dev")
+    plain.losses(norms=wanted)
+    plain.accumulate_gradient()
+    gradient, losses, done = bank.values.grad.clone(), Evaluator._losses, []
+    probe = work.evaluator(attached, "micro_dev")
+
+    def full(self, batch, count):
+        done.append(batch.input_ids.numel())
+        found = losses(self, batch, count)
+        if len(done) == 1:
+            raise torch.OutOfMemoryError("full")
+        return found
+
+    monkeypatch.setattr(Evaluator, "_losses", full)
+    norms = ChannelNorms()
+    probe.losses(norms=norms)
+    assert len(done) > 2
+    assert norms.tokens == wanted.tokens
+    for module, square in wanted.squares.items():
+        torch.testing.assert_close(norms.squares[module], square, rtol=1e-12, atol=0)
+    done.clear()
+    bank.values.grad = None
+    probe.accumulate_gradient()
+    assert len(done) > 2
+    torch.testing.assert_close(bank.values.grad, gradient, rtol=0, atol=1e-12)
+    done.clear()  # what was there before is not lost with a pass that does not fit
+    with pytest.raises(torch.OutOfMemoryError):
+        probe.losses(norms=norms)
 
 
 @pytest.mark.gpu

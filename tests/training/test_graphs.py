@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from tests.pico import FAMILIES, pico_adapter, pico_model, pico_setup
@@ -10,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from grasp_lora.adapters.inject import Injection
 from grasp_lora.adapters.point import MergePoint
 from grasp_lora.config import PruneConfig, TrainingConfig
+from grasp_lora.data import Encoded
 from grasp_lora.training import MaskSelector, graphs, step
 from grasp_lora.training.step import TrainingPass
 
@@ -229,3 +232,54 @@ def test_a_gradient_buffer_is_needed():
     world = World()
     with pytest.raises(ValueError, match=r"bank\.values\.grad"):
         world.passes(world.items[:1], 1)
+
+
+def longer(*parts):
+    """Examples of so many prompt and answer tokens."""
+    return [Encoded(str(i), tuple(3 + (i + 7 * j) % 250 for j in range(p + a)), p) for i, (p, a) in enumerate(parts)]
+
+
+def test_answers_that_fill_their_rows_are_recorded_beside_short_ones():
+    """A place predicts the token behind it: a row has one fewer than tokens, whatever the longest answer."""
+    world, recorder = World(), Repeats()
+    world.items = longer((10, 110), (8, 2), (1, 11), (0, 12), (9, 3), (118, 2)) * 2
+    plain = world.epoch()
+    world.passes.record_with(recorder, world.items)
+    for _ in range(3):
+        assert_close(world.epoch(), plain)
+    assert world.passes.graphs.gave_up is None
+    assert recorder.recorded >= 2
+
+
+def test_answers_of_passes_that_are_not_recorded_widen_no_recording(monkeypatch):
+    monkeypatch.setattr(step, "launch_bound_tokens", lambda _: 100)
+    world = World()
+    world.items = longer((55, 5), (54, 5), (200, 50))
+    world.passes.record_with(Repeats(), world.items)
+    assert world.passes.graphs._sizes.answer == 5
+    batch, _ = world.passes.graphs._padded(world.items[:1], 1)
+    assert len(batch.places) == 5
+
+
+@pytest.mark.parametrize("fails", ["check", "recording"])
+def test_memory_that_runs_out_while_a_recording_is_tried_ends_recording_alone(fails):
+    """Neither the check nor the recording may end a run that goes on without, and nothing of them stays."""
+    plain, world, alive = World().epoch(), World(), []
+
+    def full(_work=None):
+        made = torch.zeros(3)
+        alive.append(weakref.ref(made))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    class Body(type(world.passes._body)):
+        def __call__(self, batch, weights, *, gather=True):
+            if fails == "check" and not gather and not alive:
+                full()
+            assert all(ref() is None for ref in alive)
+            return super().__call__(batch, weights, gather=gather)
+
+    world.passes._body.__class__ = Body
+    world.passes.record_with(Repeats() if fails == "check" else full, world.items)
+    with pytest.warns(UserWarning, match="CUDA out of memory"):
+        assert_close(world.epoch(), plain)
+    assert len(alive) == 1

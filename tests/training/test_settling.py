@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 import torch
 from tests.training.test_graphs import Repeats, World, assert_close
 
 from grasp_lora.config import SpeedConfig, TrainingConfig
-from grasp_lora.training import step, way
+from grasp_lora.data import Batch
+from grasp_lora.training import TrainingLoop, step, way
+from grasp_lora.training.passes import most_places
 from grasp_lora.training.step import TrainingPass
 
 
@@ -137,3 +140,65 @@ def test_shapes_beyond_the_most_that_are_recorded_are_not_padded_to_them(monkeyp
     assert len(world.passes.graphs.recorded) == 1
     assert not world.passes.graphs.takes(two)
     assert any(world.passes.graphs.takes(world.items[i : i + 1]) for i in range(len(world.items)))
+
+
+@pytest.mark.parametrize(("fits", "found"), [({}, 90), ({"joined"}, 70), ({"joined", "alone"}, 1)])
+def test_where_the_places_of_joined_rows_do_not_fit_one_example_is_measured_alone(fits, found, on_a_gpu, monkeypatch):
+    """And where that does not fit either, passes hold what `batch_size` says."""
+    seen = []
+
+    def fitting(run, tokens, device):
+        kind = "alone" if seen[-1].joined is None else "joined"
+        if kind in fits:
+            raise torch.OutOfMemoryError("full")
+        return {"joined": 90, "alone": 70}[kind]
+
+    on_a_gpu(1)
+    world = passes(**EIGHT)
+    monkeypatch.setattr(step, "fitting_tokens", fitting)
+    monkeypatch.setattr(Batch, "to", lambda self, _: seen.append(self) or self)
+    assert world.passes.fitting() == found
+    layout = seen[0].joined
+    assert (layout.count, layout.width) == (2, 42)  # as wide as the longest pass, so that the same kernels run
+    assert len(layout.tokens) == 84
+    assert layout.rows.tolist() == list(range(42))
+
+
+def test_places_are_no_more_than_padded_rows_have_where_memory_is_not_sure_to_hold_them(on_a_gpu):
+    on_a_gpu(1)
+    world = passes(batch_size=2, accumulation=6)
+    for memory, most in ((300, 2), (60, 1)):
+        world.passes.settle(memory)
+        for items in world.passes.cut(world.items):
+            batch = world.passes._batch(items)
+            if batch.joined is not None:
+                assert batch.joined.count * batch.joined.width <= most * world.passes.tokens
+    assert world.passes.tokens == 2 * 42
+
+
+def test_measuring_leaves_parts_that_do_not_train_as_they_are(on_a_gpu, monkeypatch):
+    on_a_gpu(1)
+    world = World(**EIGHT)
+    monkeypatch.setattr(TrainingPass, "fitting", lambda _: 300)
+    loop = TrainingLoop(world.attached, world.items, TrainingConfig(epochs=1, **EIGHT), seed=1)
+    modes = []
+    world.model.train()
+    world.model.model.embed_tokens.eval()
+    world.model.model.register_forward_pre_hook(lambda *_: modes.append(world.model.model.embed_tokens.training))
+    assert loop._measures
+    loop.run()
+    assert modes
+    assert not any(modes)
+
+
+def test_the_most_places_are_found_in_a_large_training_set():
+    lengths = [17 * i % 997 + 3 for i in range(20_000)]
+    training = TrainingConfig(batch_size=1, accumulation=8)
+    found = most_places(training, lengths, 2048)
+    few = sorted(lengths)
+    slow = max(
+        longest * max(1, min(8, 2 * 2048 // longest, 1 + sum(s <= 2048 - longest for s in accumulate(few[:8]))))
+        for longest in few
+        if longest > few[7]
+    )
+    assert found == slow

@@ -20,7 +20,7 @@ from transformers.cache_utils import StaticLayer
 
 from ..probing.attention import unmasked
 from ..probing.loss import gatherable_head, gathered, keeps_logits
-from ..training.graphs import CudaRecorder
+from ..training.recorder import CudaRecorder
 
 LOOK_EVERY = 4  # tokens between looks whether all rows have ended; each look waits for the device
 _ALIGN = 64  # widths of masks that attention kernels take as they are

@@ -113,11 +113,17 @@ class Evaluator:
         checkpoint their activations are told that they train, because they do so in no other mode.
         """
         values = self._bank.values
+        total = self._in_smaller_passes("gradient", 1, self._gradients)
+        values.grad = total if values.grad is None else values.grad.add_(total)
+
+    def _gradients(self) -> Tensor:
+        """Return the gradient (n,) of the mean loss over the examples."""
+        total = torch.zeros_like(self._bank.values)
         with evaluating(self._model, checkpointing=True):
             for chunk, batch in self._plan(1, "gradient", self._gradient):
-                gradient = self._gradient(batch)
-                values.grad = gradient if values.grad is None else values.grad.add_(gradient)
+                total += self._gradient(batch)
                 self.token_passes += 2 * self._tokens(chunk)  # forward and backward: 4 per token
+        return total
 
     def _gradient(self, batch: Batch) -> Tensor:
         """Return the gradient (n,) of what a batch adds to the mean loss."""
@@ -127,16 +133,28 @@ class Evaluator:
         return gradient
 
     def _run(self, factors: dict[str, Pair], groups: int | None, norms: ChannelNorms | None) -> Tensor:
-        """Return the losses (groups, m); where memory has less room than was measured, from smaller passes.
+        """Return the losses (groups, m)."""
+        if norms is not None and norms.filled:  # gathered before, and not to be gathered twice
+            return self._run_once(factors, groups, norms)
 
-        Recorded training passes may have taken it since. Norms that were gathered in part cannot be gathered again.
+        def anew() -> Tensor:
+            if norms is not None:
+                norms.reset()
+            return self._run_once(factors, groups, norms)
+
+        return self._in_smaller_passes(_kind_of(factors, groups, norms), groups or 1, anew)
+
+    def _in_smaller_passes(self, kind: _Kind, count: int, run: Callable[[], Tensor]) -> Tensor:
+        """Run passes of a kind; where memory has less room than was measured, again and smaller.
+
+        Recorded training passes may have taken it since.
         """
         before = self.token_passes
         while True:
             try:
-                return self._run_once(factors, groups, norms)
+                return run()
             except torch.OutOfMemoryError:
-                if norms is not None or not self._shrink(_kind_of(factors, groups, norms), groups or 1):
+                if not self._shrink(kind, count):
                     raise
             self.token_passes = before
             torch.cuda.empty_cache()  # by now nothing holds what the pass had made

@@ -8,10 +8,8 @@ needs no mask, and the answer positions to a fixed number, at weight zero.
 
 from __future__ import annotations
 
-import gc
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -49,63 +47,9 @@ class Recorder(Protocol):
         """Record `work` without running it; return what runs it, and the tensor its result will be in."""
 
 
-class CudaRecorder:
-    """Records CUDA graphs on `device` that share one memory pool: only one of them runs at a time.
-
-    Whatever GPU is current: a stream of another one would record nothing, and the work would run as it is.
-
-    PyTorch's own context collects garbage and gives all unused memory back before each recording, which takes longer
-    than the recording and has the next passes ask for the memory anew. Here that is done only when memory is short.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        with torch.cuda.device(device):
-            self._pool = torch.cuda.graph_pool_handle()
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-    def __call__(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """Record `work` on a stream of its own."""
-        torch.cuda.synchronize(self._device)
-        with torch.cuda.device(self._device):
-            try:
-                return self._recorded(work)
-            except torch.OutOfMemoryError:
-                gc.collect()
-                torch.cuda.empty_cache()
-                return self._recorded(work)
-
-    def _recorded(self, work: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
-        with _no_collection(), torch.cuda.stream(self._stream):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-            try:
-                result = work()
-            except BaseException:
-                with suppress(RuntimeError):  # the recording is broken, which the error that is under way explains
-                    graph.capture_end()
-                raise
-            graph.capture_end()
-        current.wait_stream(self._stream)
-        return graph.replay, result
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Collect no garbage inside: freeing another graph's memory would break a recording."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
 @dataclass(frozen=True)
 class Sizes:
-    """What may be recorded: rows padded to one of `widths`, `answer` answer tokens for each, at most so many `graphs`.
+    """What may be recorded: rows padded to one of `widths`, up to `answer` answer tokens in each, so many `graphs`.
 
     `tokens` is the most tokens of a pass (see `launch_bound_tokens`).
     """
@@ -189,8 +133,9 @@ class GraphedPasses:
     def _padded(self, items: Sequence[Encoded], count: int) -> tuple[Batch, Tensor]:
         """Return batch and answer weights in one of the few shapes, on the bank's device."""
         values = self._bank.values
-        batch = collate(items, self._pad_id, width=max(map(self.length, items)))
-        spare = len(items) * self._sizes.answer - len(batch.places)
+        width = max(map(self.length, items))
+        batch = collate(items, self._pad_id, width=width)
+        spare = len(items) * min(self._sizes.answer, width - 1) - len(batch.places)  # nothing predicts a first token
         weights = answer_weights(items, count, values.dtype)
         places = torch.cat([batch.places, _unused(batch.places, spare)])
         padded = torch.cat([weights, weights.new_zeros(spare)])
@@ -199,16 +144,11 @@ class GraphedPasses:
     def _first(self, known: _Shape) -> Tensor:
         """Record a shape and run it once."""
         gradient = self._body.gradient
-        before = gradient.clone()
-        if self._check:
-            self._body(known.batch, known.weights, gather=False)
-        wanted = gradient - before
-        gradient.copy_(before)
-        self._bank.scales()  # made anew by other means than can be recorded
-        try:
-            known.replay, known.loss = self._recorder(lambda: self._body(known.batch, known.weights))
-        except RuntimeError as error:  # whatever the model does that cannot be recorded, memory included
-            self._give_up(str(error).strip().splitlines()[0])
+        before, wanted = gradient.clone(), torch.zeros_like(gradient)
+        reason = self._record(known, before, wanted)
+        if reason is not None:  # out of the handler, whose error holds on to all that the attempt had made
+            gradient.copy_(before)
+            self._give_up(reason)
             return self._body(known.batch, known.weights)
         ran = not torch.equal(gradient, before)
         gradient.copy_(before)
@@ -221,6 +161,20 @@ class GraphedPasses:
         how = "it ran at once" if ran else f"by {float(difference / wanted.norm()):.2g}"
         self._give_up(f"a recorded pass gave another gradient ({how})")
         return self._body(known.batch, known.weights, gather=False)  # its tokens have been gathered
+
+    def _record(self, known: _Shape, before: Tensor, wanted: Tensor) -> str | None:
+        """Record a shape, and put the gradient of a pass as it is into `wanted`; return why that cannot be done."""
+        gradient = self._body.gradient
+        try:
+            if self._check:
+                self._body(known.batch, known.weights, gather=False)
+            torch.sub(gradient, before, out=wanted)
+            gradient.copy_(before)
+            self._bank.scales()  # made anew by other means than can be recorded
+            known.replay, known.loss = self._recorder(lambda: self._body(known.batch, known.weights))
+        except RuntimeError as error:  # whatever the model does that cannot be recorded, memory included
+            return str(error).strip().splitlines()[0]
+        return None
 
     def _again(self, known: _Shape) -> Tensor:
         assert known.replay is not None  # the callers have looked

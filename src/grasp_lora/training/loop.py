@@ -98,7 +98,7 @@ class TrainingLoop:
         """Let passes follow what the GPU's memory holds."""
         self._measures = False
         self._zero_gradient()
-        self._model.train()
+        self._training_mode()
         with forked_global_state(self._seed, self._name, "measuring"):
             fitting = self._pass.fitting()
         self._pass.settle(fitting)
@@ -142,6 +142,11 @@ class TrainingLoop:
             raise
         position.stopped = any(stops)
 
+    def _training_mode(self) -> None:
+        """Let the model train; the parts of one that does already stay in modes of their own."""
+        if not self._model.training:
+            self._model.train()
+
     def _zero_gradient(self) -> None:
         """Zero the gradient where it lies: recorded passes add to this very tensor."""
         values = self.bank.values
@@ -158,8 +163,7 @@ class TrainingLoop:
             return self._accumulate(chosen)
 
     def _accumulate(self, chosen: Sequence[int]) -> float | Tensor:
-        if not self._model.training:
-            self._model.train()
+        self._training_mode()
         total = torch.zeros((), dtype=torch.float64, device=self.bank.values.device)
         for items in self._pass.cut([self._items[i] for i in chosen]):
             self.position.trained_tokens += sum(len(item.input_ids) for item in items)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
@@ -25,8 +26,9 @@ def pass_tokens(
     """Return the most tokens of a packed pass, padding included; None where passes hold `batch_size` examples.
 
     Without `speed.tokens_per_pass`, it is what `batch_size` of the longest example hold: `batch_size` says what fits
-    into memory, and packing must not need more. Activations follow the tokens; logits, of answer positions only, follow
-    the number of examples, so that a pass of many short examples needs more for those. On a GPU a pass may hold up to
+    into memory, and packing must not need more. Activations follow the tokens, those inside attention the places, of
+    which joined passes may have PLACES times as many; logits, of answer positions only, follow the number of examples,
+    so that a pass of many short examples needs more for those. On a GPU a pass may hold up to
     GPU_TOKENS; the trainer lowers that to what its memory holds (`TrainingPass.settle`).
     """
     if not speed.pack_accumulation:
@@ -40,11 +42,19 @@ def pass_tokens(
 
 
 def cut_update(
-    lengths: Sequence[int], training: TrainingConfig, tokens: int | None, *, padded: bool = True
+    lengths: Sequence[int],
+    training: TrainingConfig,
+    tokens: int | None,
+    *,
+    padded: bool = True,
+    places: int = PLACES,
 ) -> list[list[int]]:
-    """Return the passes of an update's examples, as positions; `tokens` is what `pass_tokens` says."""
+    """Return the passes of an update's examples, as positions; `tokens` is what `pass_tokens` says.
+
+    Passes that are not `padded` have at most so many `places` inside attention for each token of it.
+    """
     if tokens is not None:
-        return packed(lengths, tokens) if padded else joined_chunks(lengths, tokens, PLACES * tokens)
+        return packed(lengths, tokens) if padded else joined_chunks(lengths, tokens, places * tokens)
     width = training.batch_size
     return [list(range(start, min(start + width, len(lengths)))) for start in range(0, len(lengths), width)]
 
@@ -91,7 +101,7 @@ def most_places(training: TrainingConfig, lengths: Sequence[int], budget: int) -
     ascending, most = sorted(lengths), training.batch_size * training.accumulation
     below, found = [0, *accumulate(ascending)], 0
     for shorter, longest in enumerate(ascending):  # with as many of the shortest as may be
-        room = sum(tokens <= budget - longest for tokens in below[1 : shorter + 1])
+        room = max(0, bisect_right(below, budget - longest, 1, shorter + 1) - 1)
         count = max(1, min(most, room + 1, PLACES * budget // longest))
         found = max(found, count * longest)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ..probing.attention import planless
 from ..probing.joined import joins
 from ..probing.loss import answer_losses
 from ..probing.memory import fitting_tokens
-from .graphs import CudaRecorder, GraphedPasses, Recorder, Sizes, checkpointing, launch_bound_tokens, warn_of_memory
+from .graphs import GraphedPasses, Recorder, Sizes, checkpointing, launch_bound_tokens, warn_of_memory
 from .passes import (
     PLACES,
     answer_tokens,
@@ -29,6 +30,7 @@ from .passes import (
     row_multiple,
     typical_tokens,
 )
+from .recorder import CudaRecorder
 from .selector import MaskSelector
 from .way import COMPUTES, Way, way_of
 
@@ -81,7 +83,7 @@ class TrainingPass:
     """Runs passes of a training loop over `items`: recorded on a GPU where that is possible, else as they are.
 
     `random` says that passes draw (dropout): a recorded one cannot be compared with another then, and all layers see
-    padded rows of all tokens, so that what is drawn does not depend on settings of speed.
+    padded rows of all tokens, whatever `speed.join_rows` and `speed.narrow_last` say.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class TrainingPass:
         lengths = [len(item.input_ids) for item in items]
         self._joins = way.joins and joins(attached.model, max(lengths, default=0))
         self._widths = few_widths(lengths, _JOINED_WIDTHS) if self._joins else []
+        self._places = PLACES
         self._checkpointable = [m for m in attached.model.modules() if hasattr(m, "gradient_checkpointing")]
         self.graphs: GraphedPasses | None = None
         if self.not_recorded is None:
@@ -130,7 +133,7 @@ class TrainingPass:
         """Return the examples of an update, pass by pass."""
         graphs = self._recording
         lengths = [len(item.input_ids) if graphs is None else graphs.length(item) for item in items]
-        chunks = cut_update(lengths, self._config, self.tokens, padded=self.padded)
+        chunks = cut_update(lengths, self._config, self.tokens, padded=self.padded, places=self._places)
         return [[items[i] for i in chunk] for chunk in chunks]
 
     def _batch(self, items: Sequence[Encoded]) -> Batch:
@@ -138,7 +141,7 @@ class TrainingPass:
             return collate(items, self._attached.pad_id)
         lengths = [len(item.input_ids) for item in items]
         tokens, longest, width = sum(lengths), max(lengths), padded_width(self._widths, max(lengths))
-        width = width if len(items) * width <= max(PLACES * tokens, len(items) * longest) else longest
+        width = width if len(items) * width <= max(self._places * tokens, len(items) * longest) else longest
         return join(items, width, row_multiple(tokens, self.tokens) if self._on_gpu else 1)
 
     @property
@@ -153,15 +156,25 @@ class TrainingPass:
     def fitting(self) -> int:
         """Return how many tokens a pass may hold in the GPU's free memory, measured on the longest example.
 
-        Where passes are joined, with as many places inside attention as they may have. The gradient is lost.
+        Where passes are joined, with as many places inside attention as they may have, and without those where they do
+        not fit. One token, where it does not fit at all by itself. The gradient is lost.
         """
         item = max(self._items, key=lambda item: len(item.input_ids))
-        alone = collate([item], self._attached.pad_id)
-        batch = (join([item], PLACES * len(item.input_ids)) if self._joins else alone).to(self._device)
+        found = self._fitting(item, _with_places(item)) if self._joins else None
+        if found is None:
+            found = self._fitting(item, collate([item], self._attached.pad_id))
+        return 1 if found is None else found
+
+    def _fitting(self, item: Encoded, batch: Batch) -> int | None:
+        """Return how many tokens fit at the rate of `batch`, which holds one example; None: not even that."""
+        there = batch.to(self._device)
         weights = moved(answer_weights([item], 1, self._attached.bank.values.dtype), self._device)
-        return fitting_tokens(
-            lambda: self._body(batch, weights, gather=False), batch.input_ids.numel(), self._device
-        )  # fmt: skip
+        try:
+            return fitting_tokens(
+                lambda: self._body(there, weights, gather=False), there.input_ids.numel(), self._device
+            )  # fmt: skip
+        except torch.OutOfMemoryError:
+            return None
 
     def settle(self, fitting: int) -> None:
         """Lower the tokens of a packed pass to the `fitting` ones that memory holds, and see again what is recorded.
@@ -180,6 +193,10 @@ class TrainingPass:
             tokens, reason = self._lowered(fitting), "GPU memory has no room"
             warn_of_memory(int(typical))
         self.tokens, self.not_recorded = tokens, reason
+        if (
+            self._open and (tokens or 0) > fitting
+        ):  # what `batch_size` examples take, padded, is all that is sure to fit
+            self._places = 1
         if reason is not None:
             self.graphs = None
         else:
@@ -199,9 +216,10 @@ class TrainingPass:
 
     def record_with(self, recorder: Recorder, items: Sequence[Encoded], *, check: bool = True) -> None:
         """Record passes over `items` from now on, those that are bound by launches."""
-        answer = max(answer_tokens(item) for item in items)
         most = launch_bound_tokens(self._attached.model)
-        widths = few_widths([length for item in items if (length := len(item.input_ids)) <= most], _WIDTHS)
+        short = [item for item in items if len(item.input_ids) <= most]
+        answer = max((answer_tokens(item) for item in short), default=0)
+        widths = few_widths([len(item.input_ids) for item in short], _WIDTHS)
         sizes = Sizes(tuple(widths), answer, _GRAPHS, most)
         self.graphs = GraphedPasses(
             self._body, self._attached.bank, self._attached.pad_id, sizes, recorder, check=check
@@ -218,3 +236,10 @@ class TrainingPass:
         batch = self._batch(items).to(self._device)
         weights = answer_weights(items, count, self._attached.bank.values.dtype)
         return self._body(batch, moved(weights, self._device))
+
+
+def _with_places(item: Encoded) -> Batch:
+    """Return one example in a row whose layout has room for PLACES of its length."""
+    alone = join([item], PLACES * len(item.input_ids))
+    assert alone.joined is not None  # it has been joined
+    return replace(alone, joined=replace(alone.joined, count=PLACES, width=len(item.input_ids)))

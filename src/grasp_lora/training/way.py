@@ -42,7 +42,7 @@ def way_of(
 ) -> Way:  # fmt: skip
     """Return how passes of up to `tokens` tokens over `items` run (None: of `batch_size` examples).
 
-    `modules` carry adapters. Where passes draw, what they draw must not depend on settings of speed.
+    `modules` carry adapters. Where passes draw, nothing is joined, which would change what they draw.
     """
     longest = max((len(item.input_ids) for item in items), default=0)
     draws = training.dropout > 0.0 or _has_dropout(model)
