@@ -9,8 +9,6 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor
 
-from ..probing.memory import numbered
-
 
 class CudaRecorder:
     """Records CUDA graphs on `device` that share one memory pool: only one of them runs at a time.
@@ -52,22 +50,12 @@ class CudaRecorder:
             try:
                 result = work()
             except BaseException:
-                self._abandon(graph)
+                with suppress(RuntimeError):  # the recording is broken, which the error that is under way explains
+                    graph.capture_end()
                 raise
             graph.capture_end()
         current.wait_stream(self._stream)
         return graph.replay, result
-
-    def _abandon(self, graph: torch.cuda.CUDAGraph) -> None:
-        """End a recording that is broken, which the error that is under way explains.
-
-        Releases of PyTorch whose `capture_end` fails early leave the allocator in the belief that a recording goes on:
-        it would never give unused memory back again.
-        """
-        with suppress(RuntimeError):
-            graph.capture_end()
-        with suppress(RuntimeError, AttributeError):
-            torch._C._cuda_endAllocateToPool(numbered(self._device).index, self._pool)
 
 
 @contextmanager
