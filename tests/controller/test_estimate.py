@@ -130,3 +130,14 @@ def test_more_noise_means_a_wider_interval() -> None:
         assert found.interval is not None
         widths.append(found.interval[1] - found.interval[0])
     assert widths[0] < 0.5 * widths[1]
+
+
+@pytest.mark.parametrize("bounds", [((0.0, 0.0), (0.0, 0.0)), ((0.0, 0.95), (1.0, 1.0)), ((0.3, 0.3), (0.0, 0.5))])
+def test_axes_without_a_range_are_fitted(bounds) -> None:
+    history, rng = History(), np.random.default_rng(0)
+    for t in range(4):
+        for p in rng.uniform(*np.array(bounds).T, (4, 2)):
+            history.add(t, p, p.sum() ** 2 + rng.normal(0, 0.02, 16))
+    found = estimate(history.as_arrays(), replace(WIDE, bounds=bounds), np.random.default_rng(0))
+    for (low, high), value in zip(bounds, found.best, strict=True):
+        assert low <= value <= high

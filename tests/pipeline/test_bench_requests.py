@@ -10,11 +10,12 @@ from tiny_bench import PICO, SMALL, words
 from world import tree_bytes
 
 from grasp_lora.config import build_config
-from grasp_lora.errors import ConfigError
+from grasp_lora.errors import ConfigError, TrainingError
 from grasp_lora.pipeline.bench import demo_rounds, record, scaling, sizes, workloads
 from grasp_lora.pipeline.bench.demo_rounds import measure_rounds
 from grasp_lora.pipeline.bench.measure import Subject
-from grasp_lora.pipeline.bench.variants import switches
+from grasp_lora.pipeline.bench.variants import planned, switches
+from grasp_lora.pipeline.bench.workloads import WORKLOADS
 from grasp_lora.runs import QuietProgress
 
 OFF = [f"speed.{name}={str(value).lower()}" for name, value in switches(build_config({})).items()]
@@ -177,3 +178,42 @@ def test_the_updates_behind_a_size_are_of_one_pass(pico, monkeypatch):
     monkeypatch.setattr(scaling, "step_seconds", lambda bench, settings: seen.append(settings) or real(bench, settings))
     list(scaling._training(Subject(PICO, PICO.config([*SMALL, "search.accumulation=4"]))))
     assert {settings.accumulation for settings in seen} == {1}
+
+
+@pytest.mark.parametrize(
+    "setting", ["data.micro_dev_size=4", "evaluate.batch_size=3", "train_target.lr=0.1", "model.name_or_path=x"]
+)
+def test_settings_that_nothing_follows_are_refused(setting):
+    with pytest.raises(ConfigError, match=f"--set {setting.partition('=')[0]}: bench makes its own"):
+        WORKLOADS["mlqa-cpu"].config([setting])
+
+
+def test_modules_that_the_shape_lacks_are_said_before_weights_are_made(cli, tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "Subject", lambda *_: pytest.fail("weights are made"))
+    out = tmp_path / "r.json"
+    said = cli("bench", "--workload", "mlqa-cpu", "--quick", "--out", out, "--set", "lora.target_modules=foo")
+    assert said.code == ConfigError.exit_code
+    assert "foo" in said.error
+    assert not out.exists()
+
+
+def test_a_loss_that_is_no_number_gets_the_advice_of_a_measurement(cli, tmp_path):
+    out = tmp_path / "r.json"
+    said = cli("bench", "--workload", "mlqa-cpu", "--quick", "--repeats", 1, "--out", out, "--set", "search.lr=1e9")
+    assert said.code == TrainingError.exit_code
+    told = " ".join(said.error.split())
+    assert "mlqa-cpu: the loss became nan at step" in told
+    assert "Nothing was recorded" in told
+    assert "checkpoint" not in told
+
+
+def test_too_few_updates_of_a_variant_name_it():
+    sets = ["search.batch_size=16", "controller.interval=2"]
+    config = WORKLOADS["mlqa-cpu"].config(sets)
+    with pytest.raises(
+        ConfigError, match=r"variant 'as configured', over 16 examples: controller.interval: 2"
+    ) as error:
+        planned(config, [], sets, WORKLOADS["mlqa-cpu"], off=True)
+    assert "--quick" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"--variant: needs settings .*\(got 'speed'\)"):
+        planned(WORKLOADS["mlqa-cpu"].config(), ["speed"], [], WORKLOADS["mlqa-cpu"])

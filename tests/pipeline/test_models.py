@@ -213,3 +213,20 @@ def test_the_fingerprint_is_of_weights_and_config(pico_folder, tmp_path):
     path.write_bytes(bytes(data))
     assert fingerprint(str(folder), model) != fingerprint(str(pico_folder), model)
     assert fingerprint("org/name", model) == "commit:None"
+
+
+@pytest.mark.parametrize("load", [models.load_base, models.load_tokenizer, models.skeleton])
+def test_a_path_that_is_not_there_is_not_blamed_on_attention(load):
+    config = ModelConfig(name_or_path="./my-sdpa-attention-model", attn_implementation="sdpa")
+    with pytest.raises(ModelError, match="model.name_or_path: cannot load './my-sdpa-attention-model'"):
+        load(config)
+
+
+def test_a_configuration_that_transformers_refuses_is_said_with_its_reason(tmp_path, pico_folder):
+    folder = tmp_path / "model"
+    shutil.copytree(pico_folder, folder)
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_attention_heads": 3}))
+    for load in (models.load_base, models.skeleton):
+        with pytest.raises(ModelError, match=r"cannot load .*hidden size .*attention heads"):
+            load(given(folder))

@@ -64,7 +64,8 @@ class Features:
 @lru_cache(maxsize=64)
 def product_features(bounds: Bounds, length: float) -> Features:
     """Return the features of a product kernel over the bounds; further axes scale the length by their own range."""
-    own = [basis(low, high, length * (1.0 if d == 0 else high - low)) for d, (low, high) in enumerate(bounds)]
+    ranges = [1.0 if d == 0 or high == low else high - low for d, (low, high) in enumerate(bounds)]
+    own = [basis(low, high, length * size) for (low, high), size in zip(bounds, ranges, strict=True)]
     if len(own) == 1:
         return Features((own[0][0],), (own[0][1],), np.arange(BASIS)[:, None])
     # The columns' squared norms are the eigenvalues of each axis, so their product ranks the products.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
@@ -26,8 +27,8 @@ from ..training.setup import Base
 DEMO = "demo"  # model.name_or_path of the embedded backbone
 _HASH_WHOLE = 1 << 30  # weight files up to this many bytes are hashed as a whole
 # What transformers raises for a model, a tokenizer or a kernel that it cannot find, read or make.
-_FAILURES = (OSError, ValueError, KeyError, ImportError)
-_ABOUT_ATTENTION = re.compile("attn_implementation|attention|`kernels`", re.IGNORECASE)
+_FAILURES = (OSError, ValueError, KeyError, ImportError, StrictDataclassError)
+_ABOUT_ATTENTION = "attn_implementation|flash.?att|flex.?attention|scaled_dot_product_attention|`kernels`"
 
 
 def demo_backbone() -> Path:
@@ -89,12 +90,8 @@ def _from_hub(config: ModelConfig) -> dict[str, Any]:
 
 
 def _unloadable(config: ModelConfig, error: Exception) -> ModelError:
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if config.attn_implementation is not None and _ABOUT_ATTENTION.search(first):
-        return ModelError(
-            f"model.attn_implementation: '{config.attn_implementation}' cannot be used ({first.rstrip('.')}). Give one "
-            "that this model and this machine have, such as sdpa or eager, or leave it out."
-        )
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    first = " ".join(lines) if isinstance(error, StrictDataclassError) else lines[0]  # whose first line says little
     return ModelError(
         f"model.name_or_path: cannot load '{config.name_or_path}' ({first}). Give a folder with config.json, weights "
         "and tokenizer, or a hub id that is cached or reachable."
@@ -109,7 +106,19 @@ def _made(config: ModelConfig, too_large: str) -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise ModelError(too_large) from None
     except (*_FAILURES, RuntimeError, SafetensorError) as error:
-        raise _unloadable(config, error) from None
+        raise (_unfit_attention(config, error) or _unloadable(config, error)) from None
+
+
+def _unfit_attention(config: ModelConfig, error: Exception) -> ModelError | None:
+    """Return the error of a kernel of attention that cannot be used, if that is what transformers tells of."""
+    chosen, first = config.attn_implementation, next(iter(str(error).strip().splitlines()), "").rstrip(".")
+    told = first.replace(config.name_or_path or "\n", "")  # whatever the model is called
+    if chosen is None or not re.search(f"{_ABOUT_ATTENTION}|{re.escape(chosen)}", told, re.IGNORECASE):
+        return None
+    return ModelError(
+        f"model.attn_implementation: '{chosen}' cannot be used ({first}). Give one that this model and this machine "
+        "have, such as sdpa or eager, or leave it out."
+    )
 
 
 def _attention(config: ModelConfig) -> dict[str, str]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ...config import Config
-from ...errors import ConfigError, RunError, check_choice
+from ...errors import ConfigError, RunError, TrainingError, check_choice
 from ...runs import Progress, write_json_atomic
 from ...runs.atomic import disk_errors, require_writable
 from ...runs.manifest import code_identity, hardware, versions
@@ -90,9 +90,13 @@ def bench(request: Request, progress: Progress) -> tuple[dict[str, Any], Path]:
         for name, config in configs.items():
             result: dict[str, Any] = {"workload": name, "load_before": _load()}
             record["results"].append(result)
-            for _part in _parts(name, config, request, result, progress):
-                result["load_after"] = _load()
-                write_json_atomic(path, record)
+            try:
+                for _part in _parts(name, config, request, result, progress):
+                    result["load_after"] = _load()
+                    write_json_atomic(path, record)
+            except TrainingError as error:  # whose advice is for a run, which has checkpoints
+                kept = f"What was measured before is in {path}" if path.exists() else "Nothing was recorded"
+                raise TrainingError(f"{name}: {str(error).partition('. ')[0]}. {kept}. Change the settings.") from None
     return record, path
 
 
@@ -117,6 +121,7 @@ def _checked_workload(workload: Workload, request: Request) -> Config:
     """Return a workload's configuration; raises `ConfigError` where one of its parts could not be measured."""
     config = workload.config(request.sets)
     workload.require(resolve_device(config.model.device))
+    workload.check_targets(config.lora)
     check_timed(config, workload.train, quick=request.quick)
     planned(config, request.variant, request.sets, workload, off=request.variants)
     if request.scaling and config.merge.weights is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,9 +81,16 @@ def _examples(found: Mapping[str, Any]) -> float:
 
 
 def _per_token(piece: Mapping[str, Any], tokens: float, ratio: float) -> Line:
-    mean = ratio * piece["mean_s"] / tokens
+    mean = ratio * _seconds(piece) / tokens
     return Line((0.0, 0.0), (mean, mean))
 
 
 def _fixed(piece: Mapping[str, Any]) -> Line:
-    return Line((piece["mean_s"], piece["mean_s"]))
+    return Line((_seconds(piece), _seconds(piece)))
+
+
+def _seconds(piece: Mapping[str, Any]) -> float:
+    mean = float(piece["mean_s"])
+    if not (math.isfinite(mean) and mean >= 0.0):
+        raise ValueError(f"{mean} s")
+    return mean

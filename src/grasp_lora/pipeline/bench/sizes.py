@@ -53,10 +53,11 @@ def search_epochs(config: Config, examples: int, epochs: int) -> list[tuple[int,
     return pairs
 
 
-def check_timed(config: Config, examples: int, *, quick: bool, rounds: bool = True) -> None:
+def check_timed(config: Config, examples: int, *, quick: bool, rounds: bool = True, what: str = "") -> None:
     """Raise `ConfigError` where a search leaves no update, or no round, to time behind those that warm up.
 
-    `rounds` says whether rounds are wanted; if not, they are still needed where the epochs that warm up have some.
+    `what` names the part that is checked, if not the workload as a whole; `rounds` says whether rounds are wanted; if
+    not, they are still needed where the epochs that warm up have some.
     """
     epochs = QUICK_EPOCHS["search"] if quick else config.search.epochs
     pairs, warm = search_epochs(config, examples, epochs), WARM_UP["search"]
@@ -65,10 +66,11 @@ def check_timed(config: Config, examples: int, *, quick: bool, rounds: bool = Tr
     wanted = rounds or any(pair[1] for pair in first)
     if plain and (probed or not wanted):
         return
+    quick = quick and not what  # which are always quick
     most = "" if config.controller.rounds is None else f", {config.controller.rounds} at most"
     raise ConfigError(
-        f"controller.interval: {epochs} epochs of {updates_of(config.search, examples)} updates with a round every "
-        f"{config.controller.interval}{most} leave {plain} updates without a round and {probed} rounds to time behind "
-        "those that warm up; bench needs one of each. Change controller.interval, controller.rounds, "
+        f"{what}controller.interval: {epochs} epochs of {updates_of(config.search, examples)} updates with a round "
+        f"every {config.controller.interval}{most} leave {plain} updates without a round and {probed} rounds to time "
+        "behind those that warm up; bench needs one of each. Change controller.interval, controller.rounds, "
         "search.batch_size, search.accumulation or search.epochs" + (", or leave --quick out." if quick else ".")
     )

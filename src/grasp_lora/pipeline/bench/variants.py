@@ -46,13 +46,16 @@ def planned(
     """
     plans = _switched_off(config) if off else {}
     for words in given:
-        if not words.split():
-            raise ConfigError("--variant: needs settings to compare, such as 'speed.tokens_per_pass=4096' (got none).")
+        if not words.split() or not all("=" in word for word in words.split()):
+            raise ConfigError(
+                f"--variant: needs settings to compare, such as 'speed.tokens_per_pass=4096' (got '{words}')."
+            )
         plans[words] = other = workload.config([*sets, *words.split()])
         if (other.model, other.lora) != (config.model, config.lora):
             raise ConfigError(f"--variant '{words}': model and adapters are made once. Use --set in a call of its own.")
-    for plan in (config, *plans.values()) if plans else ():
-        check_timed(plan, min(EXAMPLES, workload.train), quick=True, rounds=False)
+    few = min(EXAMPLES, workload.train)
+    for name, plan in {"as configured": config, **plans}.items() if plans else ():
+        check_timed(plan, few, quick=True, rounds=False, what=f"variant '{name}', over {few} examples: ")
     return plans
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from ...adapters.discover import dims, resolve_target_modules
 from ...adapters.peft_load import AdapterFactors, Factor
@@ -39,8 +39,12 @@ _SETTINGS = {
     "controller": {"early_stop": False},
     "search": {"epochs": 10, "patience": None},
     "finalize": {"epochs": 10, "accumulation": 8, "mask": "dynamic", "patience": None, "keep_start": False},
-    "evaluate": {"batch_size": 25},
 }
+# Sections and settings that nothing of a measurement follows.
+_UNSEEN = {
+    "task", "data", "adapters", "train_source", "train_target", "evaluate", "export", "run", "compare",
+    "model.name_or_path", "model.revision", "model.trust_remote_code",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,14 @@ class Workload:
     def _token(self, tokens: random.Random) -> int:
         return tokens.randrange(3, self.shape["vocab_size"])
 
-    def config(self, sets: Iterable[str] = ()) -> Config:
+    def config(self, sets: Sequence[str] = ()) -> Config:
         """Return the settings of search and final run, the user's `section.key=value` pairs on top.
 
-        Raises `ConfigError` for a setting that is wrong or that random weights cannot have.
+        Raises `ConfigError` for a setting that is wrong, that random weights cannot have, or that is not looked at.
         """
+        for name in (pair.partition("=")[0].strip() for pair in sets):
+            if name.partition(".")[0] in _UNSEEN or name in _UNSEEN:
+                raise ConfigError(f"--set {name}: bench makes its own weights, adapters and examples. Leave it out.")
         config = load_config(None, sets, _SETTINGS)
         wrong = next((what for what, refused in _refused(config).items() if refused), None)
         if wrong is not None:
@@ -103,6 +110,13 @@ class Workload:
         self.require(resolve_device(config.model.device))
         build: Any = LlamaConfig
         return random_weights(build(**self.shape, max_position_embeddings=_POSITIONS), config.model, self.name)
+
+    def check_targets(self, lora: LoraConfig) -> None:
+        """Raise `AdapterError` for adapters that the shape has no modules for; makes no weights."""
+        settings: Any = LlamaConfig
+        with torch.device("meta"):
+            build: Any = AutoModelForCausalLM.from_config
+            resolve_target_modules(build(settings(**self.shape)), lora.target_modules)
 
     def require(self, device: torch.device) -> None:
         """Raise `ConfigError` when the workload needs a GPU and the device is none."""
