@@ -21,7 +21,7 @@ class SpeedConfig(Section):
     tokens_per_pass: PositiveInt | None = Field(
         None,
         description="most tokens of such a pass, padding included; default batch_size times the longest example, "
-        "which needs no more activation memory than passes of batch_size examples; on a GPU up to 4096 if they fit",
+        "which is no more tokens than passes of batch_size examples hold; on a GPU up to 4096 if they fit",
     )
     join_rows: bool = Field(
         True, description="the sequences of a training pass one after the other, without padding, where that is exact"
