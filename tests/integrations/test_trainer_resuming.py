@@ -23,11 +23,13 @@ def saved(folder: Path, world: World, make: Any, **changes: Any) -> str:
     return str(folder / "checkpoint-4")
 
 
-def resume(checkpoint: str, world: World, make: Any, **changes: Any) -> tuple[Any, MergedModel]:
+def resume(
+    checkpoint: str | bool, world: World, make: Any, folder: Path | None = None, **changes: Any
+) -> tuple[Any, MergedModel]:
     """Resume in a new process's place: another model object, merge and callback."""
     merged = world.merged()
     callback = make(merged, world)
-    trainer = world.trainer(merged, callback, Path(checkpoint).parent, **SAVED | changes)
+    trainer = world.trainer(merged, callback, folder or Path(checkpoint).parent, **SAVED | changes)
     trainer.train(resume_from_checkpoint=checkpoint)
     return callback, merged
 
@@ -90,6 +92,38 @@ def test_a_checkpoint_without_settings_is_refused(searched):
     with pytest.raises(RunError, match="controller.preset was not recorded, is default"):
         trainer.train(resume_from_checkpoint=searched)
     assert callback.history == []
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("importance", ["magnitude", "activation"])
+def test_a_search_that_had_ended_keeps_its_answer_and_its_adapters(importance, accumulated, tmp_path):
+    """Although a trainer makes one more update, or begins one, before it stops."""
+    settings = {**controller(rounds=2, interval=1), "prune": {"importance": importance}}
+    changes = {"gradient_accumulation_steps": accumulated, "save_steps": 1}
+    world = World(**settings)
+    first = GraspCallback(merged := world.merged(), world.micro)
+    world.trainer(merged, first, tmp_path, **SAVED | changes).train()
+    answer, bank = first.result(), merged.bank.state()
+    assert answer.stop_reason == "all 2 rounds are done"
+    checkpoint: Any = str(tmp_path / "checkpoint-2")
+    for rounds in (2, 1):
+        settings["controller"]["rounds"] = rounds
+        callback, again = resume(checkpoint, World(**settings), searching, tmp_path, **changes)
+        assert callback.result() == answer
+        assert callback.history == first.history
+        assert all(torch.equal(value, bank[name]) for name, value in again.bank.state().items())
+        checkpoint = True  # the last one, which the training that was resumed has written
+
+
+def test_more_rounds_than_are_done_let_a_search_go_on(tmp_path):
+    world = World(**controller(rounds=2))
+    merged = world.merged()
+    world.trainer(merged, searching(merged, world), tmp_path, **SAVED).train()
+    checkpoint = str(tmp_path / "checkpoint-4")
+    callback, _ = resume(checkpoint, World(**controller(rounds=3)), searching)
+    assert (callback.result().rounds, callback.result().stop_reason) == (3, "all 3 rounds are done")
+    callback, _ = resume(checkpoint, World(**controller(rounds=3)), searching, max_steps=5)
+    assert (callback.result().rounds, callback.result().stop_reason) == (2, None)
 
 
 @pytest.mark.parametrize("held", [False, True])
