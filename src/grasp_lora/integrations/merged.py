@@ -52,6 +52,7 @@ class MergedModel(nn.Module):
         self.values = self.bank.values
         self._made_from = [[adapter.name, adapter.sha256] for adapter in adapters]  # in the order of the weights
         self.companion: Callable[[], SavedState] | None = None
+        self._attended = False  # whether the callback has come by since the last `zero_grad`
         self._saved: SavedState | None = None
         self._update: list[RemovableHandle] = []
         self._passes = ExitStack()
@@ -87,11 +88,14 @@ class MergedModel(nn.Module):
         }  # fmt: skip
         return self.causal_lm(**{key: value for key, value in named.items() if value is not None}, **inputs)
 
+    def attend(self, companion: Callable[[], SavedState]) -> None:
+        """Keep what `companion` returns in checkpoints; called at every event of the callback that it belongs to."""
+        self.companion, self._attended = companion, True
+
     def begin_update(self, selector: MaskSelector, *, masked: bool) -> None:
         """Let the training passes of one update feed `selector`, and no other, with the input norms that it asks for.
 
-        With `masked`, pruned entries are kept out of the gradient from the backward pass on. `end_update` ends it, and
-        so does `zero_grad`: a training that nobody attends begins clean, even after one that was interrupted.
+        With `masked`, pruned entries are kept out of the gradient from the backward pass on. `end_update` ends it.
         """
         self.end_update()
 
@@ -119,14 +123,24 @@ class MergedModel(nn.Module):
         self._passes.close()
 
     def release(self) -> None:
-        """Forget the callback that was at work: passes, gradients and checkpoints are those of a plain module."""
+        """Forget the callback that was at work: passes, gradients and checkpoints are those of a plain module.
+
+        A loop of one's own that goes on after an interrupted training begins with it.
+        """
         self.end_update()
         self.companion = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients, and who attended the update that they belong to."""
+        """Drop the gradients; who has not come by since they were last dropped, through an update, is let go.
+
+        After an interrupt no event says that its training is over. A training that nobody attends drops the gradients
+        of its first update here, before it can write a checkpoint.
+        """
+        unattended = self.values.grad is not None and not self._attended
         super().zero_grad(set_to_none)
-        self.release()
+        self._attended = False
+        if unattended:
+            self.release()
 
     def detach(self) -> PreTrainedModel:
         """Take the adapters off and return the bare base model; this object must not be used afterwards."""
@@ -163,7 +177,11 @@ class MergedModel(nn.Module):
             return getattr(self.causal_lm, name)
 
     def _apply(self, fn: Any, recurse: bool = True) -> MergedModel:
-        """Move mask and stash along with the values."""
+        """Move mask and stash along with the values.
+
+        A trainer moves its model before the first update, and never within one: an update that is open was interrupted.
+        """
+        self.end_update()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         bank = self.bank
         bank.values = self.values

@@ -92,7 +92,7 @@ class _LoopCallback(TrainerCallback):
         before = self._saved(saved, state.global_step) if state.global_step else None
         loop = self._loop = self._make(state.max_steps)
         loop.attach(kwargs["optimizer"])
-        self.merged.companion = self.checkpoint
+        self.merged.attend(self.checkpoint)
         if before is None:
             self.history.clear()
             loop.start()
@@ -132,31 +132,43 @@ class _LoopCallback(TrainerCallback):
         A trainer clips before `on_pre_optimizer_step`. Gradients of pruned entries are left alone where they are
         wanted: by `sensitivity`, and in `preset: released`.
         """
+        self.merged.attend(self.checkpoint)
         config = self.merged.work.config
         masked = config.prune.importance != "sensitivity" and config.controller.preset != "released"
         if self._selector is not None and self._final is None:
             self.merged.begin_update(self._selector, masked=masked)
 
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stay at work between the passes of an update."""
+        self.merged.attend(self.checkpoint)
+
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Keep pruned entries out of the optimizer."""
+        self.merged.attend(self.checkpoint)
         if self._final is None:
             self._running().after_backward()
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Put the adapters back where the training had ended before."""
+        """Hold pruned entries at zero; every `controller.interval` steps a round; stop when the answer stands.
+
+        Before `on_step_end`, where other callbacks may write a checkpoint of this step.
+        """
+        self.merged.end_update()
+        self.merged.attend(self.checkpoint)
         if self._final is not None:
             self.merged.bank.load_state(self._final)
+        elif self._running().after_step(state.global_step + 1, None):  # the trainer counts it later
+            control.should_training_stop = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Hold pruned entries at zero; every `controller.interval` steps a round; stop when the answer stands."""
-        self.merged.end_update()
-        self.merged.companion = self.checkpoint  # which `zero_grad` has let go
-        if self._final is None and self._running().after_step(state.global_step, None):
-            control.should_training_stop = True
+        """Stay at work: the gradients have been dropped."""
+        self.merged.attend(self.checkpoint)
 
     def checkpoint(self) -> SavedState:
         """Return what a checkpoint of the trainer keeps of this callback."""
