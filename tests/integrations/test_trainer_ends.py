@@ -138,6 +138,29 @@ def test_a_search_after_an_interrupted_one_is_the_same_as_without(tmp_path):
     assert torch.equal(merged.values, straight.merged.values)
 
 
+@pytest.mark.parametrize("searching_first", [True, False])
+def test_two_callbacks_in_one_training(searching_first, tmp_path):
+    world = World()
+    merged = world.merged()
+    both = [GraspCallback(merged, world.micro), HoldRatioCallback(merged, 0.5)]
+    first, second = both if searching_first else both[::-1]
+    trainer = world.trainer(merged, first, tmp_path)
+    trainer.add_callback(second)
+    with pytest.raises(ConfigError, match="a training takes one callback of grasp_lora, got two"):
+        trainer.train()
+    assert merged.companion is None
+    trainer.remove_callback(second)
+    trainer.train()
+
+
+def test_the_session_of_the_best_checkpoint_is_let_go(tmp_path):
+    world = World()
+    merged = world.merged()
+    best = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 4}
+    world.trainer(merged, GraspCallback(merged, world.micro), tmp_path, load_best_model_at_end=True, **best).train()
+    assert merged.take_saved() is None
+
+
 # --- gradients that others drop --------------------------------------------------------------------------------
 
 

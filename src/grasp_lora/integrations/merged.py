@@ -23,7 +23,7 @@ from ..adapters.inject import Injection
 from ..adapters.peft_load import AdapterFactors
 from ..api import AnyAdapter, read_adapters, setup
 from ..config import Config
-from ..errors import AdapterError, RunError
+from ..errors import AdapterError, ConfigError, RunError
 from ..pipeline.export import Exported, export_adapter, model_card
 from ..training import MaskSelector
 from ..training.setup import Setup
@@ -52,6 +52,7 @@ class MergedModel(nn.Module):
         self.values = self.bank.values
         self._made_from = [[adapter.name, adapter.sha256] for adapter in adapters]  # in the order of the weights
         self.companion: Callable[[], SavedState] | None = None
+        self._training: object | None = None  # the state of the trainer whose training has begun last
         self._attended = False  # whether the callback has come by since the last `zero_grad`
         self._saved: SavedState | None = None
         self._update: list[RemovableHandle] = []
@@ -87,6 +88,20 @@ class MergedModel(nn.Module):
             "input_ids": input_ids, "attention_mask": attention_mask, "position_ids": position_ids, "labels": labels,
         }  # fmt: skip
         return self.causal_lm(**{key: value for key, value in named.items() if value is not None}, **inputs)
+
+    def begin_training(self, training: object) -> None:
+        """Forget the callback of an earlier training; `training` is an object of the one that begins, and of no other.
+
+        Raises `ConfigError` for a second callback in one training: each would prune what the other has committed.
+        """
+        again = self._training is training
+        self.release()
+        self._training = training
+        if again:
+            raise ConfigError(
+                "callbacks: a training takes one callback of grasp_lora, got two, and the first has pruned already. "
+                "Use GraspCallback or HoldRatioCallback, with a model that merge_into has made anew."
+            )
 
     def attend(self, companion: Callable[[], SavedState]) -> None:
         """Keep what `companion` returns in checkpoints; called at every event of the callback that it belongs to."""
@@ -128,7 +143,7 @@ class MergedModel(nn.Module):
         A loop of one's own that goes on after an interrupted training begins with it.
         """
         self.end_update()
-        self.companion = None
+        self.companion = self._training = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the gradients; who has not come by since they were last dropped, through an update, is let go.

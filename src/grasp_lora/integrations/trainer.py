@@ -84,7 +84,7 @@ class _LoopCallback(TrainerCallback):
 
         Where that training had ended, the trainer still makes one update; `on_optimizer_step` takes it back.
         """
-        self.merged.release()
+        self.merged.begin_training(state)
         saved = self.merged.take_saved()
         check_processes(args)
         check_scaler(kwargs["optimizer"], self.merged.work.config.prune.importance)
@@ -123,6 +123,7 @@ class _LoopCallback(TrainerCallback):
     ) -> None:
         """Leave passes, gradients and checkpoints alone again."""
         self.merged.release()
+        self.merged.take_saved()  # of the best checkpoint, which the trainer has loaded for its adapters alone
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
