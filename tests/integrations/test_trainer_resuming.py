@@ -172,8 +172,28 @@ def test_the_order_of_the_adapters_is_part_of_a_checkpoint(searched):
     """Their weights, and their places in the flat parameter, go by it."""
     world = World()
     world.adapters.reverse()
-    with pytest.raises(RunError, match="was made from"):
+    with pytest.raises(RunError, match="adapter 1 was en with SHA-256 .*, is ar with .*; adapter 2 was ar with"):
         resume(searched, world, searching)
+
+
+def test_defaults_of_the_merge_written_out_are_no_other_settings(searched):
+    callback, _ = resume(searched, World(merge={"weights": [1.0, 1.0], "strength": 1.0}), searching)
+    assert callback.history[-1]["step"] == 12
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weights": [0.5, 1.0]}, r"merge\.weights was \[1\.0, 1\.0\], is \[0\.5, 1\.0\]"),
+        (
+            {"scaling": "ignore", "strength": 0.5},
+            r"merge.scaling was fold, is ignore; merge\.strength was 1\.0, is 0\.5",
+        ),
+    ],
+)
+def test_another_merge_is_refused_with_what_differs_alone(settings, message, searched):
+    with pytest.raises(RunError, match=f"^the checkpoint is of a training with other settings: {message}\\. Resume"):
+        resume(searched, World(merge=settings), searching)
 
 
 def test_a_refused_checkpoint_leaves_nothing_at_work(searched):

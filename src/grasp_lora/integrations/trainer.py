@@ -92,7 +92,7 @@ class _LoopCallback(TrainerCallback):
         before = self._saved(saved, state.global_step) if state.global_step else None
         loop = self._loop = self._make(state.max_steps)
         loop.attach(kwargs["optimizer"])
-        self.merged.attend(self.checkpoint)
+        self.merged.attend(self.checkpoint, state)
         if before is None:
             self.history.clear()
             loop.start()
@@ -133,7 +133,7 @@ class _LoopCallback(TrainerCallback):
         A trainer clips before `on_pre_optimizer_step`. Gradients of pruned entries are left alone where they are
         wanted: by `sensitivity`, and in `preset: released`.
         """
-        self.merged.attend(self.checkpoint)
+        self.merged.attend(self.checkpoint, state)
         config = self.merged.work.config
         masked = config.prune.importance != "sensitivity" and config.controller.preset != "released"
         if self._selector is not None and self._final is None:
@@ -143,13 +143,13 @@ class _LoopCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Stay at work between the passes of an update."""
-        self.merged.attend(self.checkpoint)
+        self.merged.attend(self.checkpoint, state)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Keep pruned entries out of the optimizer."""
-        self.merged.attend(self.checkpoint)
+        self.merged.attend(self.checkpoint, state)
         if self._final is None:
             self._running().after_backward()
 
@@ -161,7 +161,7 @@ class _LoopCallback(TrainerCallback):
         Before `on_step_end`, where other callbacks may write a checkpoint of this step.
         """
         self.merged.end_update()
-        self.merged.attend(self.checkpoint)
+        self.merged.attend(self.checkpoint, state)
         if self._final is not None:
             self.merged.bank.load_state(self._final)
         elif self._running().after_step(state.global_step + 1, None):  # the trainer counts it later
@@ -169,7 +169,7 @@ class _LoopCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Stay at work: the gradients have been dropped."""
-        self.merged.attend(self.checkpoint)
+        self.merged.attend(self.checkpoint, state)
 
     def checkpoint(self) -> SavedState:
         """Return what a checkpoint of the trainer keeps of this callback."""
