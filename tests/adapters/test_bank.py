@@ -135,6 +135,16 @@ def test_what_amsgrad_keeps_at_most_is_cleared_too():
     assert torch.equal(most != 0, kept)
 
 
+@pytest.mark.parametrize("start", [0.0, 0.1])
+def test_the_sums_of_adagrad_go_back_to_where_they_began(start):
+    bank, kept = small(), mask(1)
+    optimizer = torch.optim.Adagrad([bank.values], initial_accumulator_value=start)
+    bank.values.grad = torch.ones(N)
+    optimizer.step()
+    commit_mask(bank, kept, optimizer)
+    assert torch.equal(optimizer.state[bank.values]["sum"], torch.where(kept, torch.tensor(1 + start), start))
+
+
 class Kept(torch.optim.Optimizer):
     """An optimizer with a state of any kind for its one parameter."""
 
@@ -155,6 +165,7 @@ class Quantized(torch.Tensor):
         {"exp_avg": torch.ones(N).as_subclass(Quantized)},
         {"exp_avg_sq": torch.ones(N), "z": torch.ones(N)},
         {"step_size": torch.ones(N)},
+        {"exp_avg": torch.ones(N), "p0": torch.ones(N)},
     ],
 )
 def test_an_optimizer_whose_moments_cannot_be_cleared_by_entry_is_refused_and_nothing_changes(state):

@@ -116,7 +116,8 @@ def test_the_base_model_is_bare_after_an_interrupt_and_detach(tmp_path):
 def test_a_loop_of_ones_own_after_an_interrupt(tmp_path):
     world = World()
     merged = interrupted_in_a_forward(world, HoldRatioCallback(world.merged(), 0.6), tmp_path)
-    merged.zero_grad()
+    assert merged.companion is not None
+    merged.release()
     merged(torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
     assert merged.values.grad[~merged.bank.kept].count_nonzero() > 0
     assert json.loads(bytes(merged.state_dict()["plain"].tolist()))["session"] is None
@@ -135,6 +136,91 @@ def test_a_search_after_an_interrupted_one_is_the_same_as_without(tmp_path):
     fresh.trainer(straight.merged, straight, tmp_path).train()
     assert again.result() == straight.result()
     assert torch.equal(merged.values, straight.merged.values)
+
+
+@pytest.mark.parametrize("searching_first", [True, False])
+def test_two_callbacks_in_one_training(searching_first, tmp_path):
+    world = World()
+    merged = world.merged()
+    both = [GraspCallback(merged, world.micro), HoldRatioCallback(merged, 0.5)]
+    first, second = both if searching_first else both[::-1]
+    trainer = world.trainer(merged, first, tmp_path)
+    trainer.add_callback(second)
+    with pytest.raises(ConfigError, match="a training takes one callback of grasp_lora, got two"):
+        trainer.train()
+    assert merged.companion is None
+    trainer.remove_callback(second)
+    trainer.train()
+
+
+def test_the_session_of_the_best_checkpoint_is_let_go(tmp_path):
+    world = World()
+    merged = world.merged()
+    best = {"eval_strategy": "steps", "eval_steps": 4, "save_strategy": "steps", "save_steps": 4}
+    world.trainer(merged, GraspCallback(merged, world.micro), tmp_path, load_best_model_at_end=True, **best).train()
+    assert merged.take_saved() is None
+
+
+# --- gradients that others drop --------------------------------------------------------------------------------
+
+
+class DropGradients(TrainerCallback):
+    """`model.zero_grad()` at an event, twice, as callbacks that measure gradients of their own do."""
+
+    def __init__(self, event: str) -> None:
+        def drop(_args: Any, _state: Any, _control: Any, model: torch.nn.Module, **_kwargs: Any) -> None:
+            model.zero_grad()
+            model.zero_grad()
+
+        setattr(self, event, drop)
+
+
+class SaveAtStepEnd(TrainerCallback):
+    """Writes a checkpoint in `on_step_end` of step 4, as callbacks that react to signals do."""
+
+    def __init__(self) -> None:
+        self.trainer: Any = None
+
+    def on_step_end(self, _args: Any, state: Any, _control: Any, **_kwargs: Any) -> None:
+        if state.global_step == 4:
+            self.trainer._save_checkpoint(self.trainer.model, trial=None)
+
+
+@pytest.mark.parametrize("event", ["on_epoch_begin", "on_epoch_end", "on_step_begin", "on_step_end"])
+@pytest.mark.parametrize("first", [False, True])
+def test_gradients_that_another_callback_drops_change_nothing(event, first, tmp_path):
+    """They are none where it does; the norm that is clipped and the statistics show who attends the passes."""
+    ends = []
+    for name, others in (("without", []), ("with", [DropGradients(event)])):
+        world = World(prune={"importance": "activation"})
+        callback = GraspCallback(merged := world.merged(), world.micro)
+        trainer = world.trainer(merged, callback, tmp_path / name, max_grad_norm=0.01, save_strategy="epoch")
+        for other in others:
+            handler = trainer.callback_handler.callbacks
+            handler.insert(0 if first else len(handler), other)
+        trainer.train()
+        saved = load_file(tmp_path / name / "checkpoint-12" / "model.safetensors")
+        ends.append((callback.result(), saved["bank.values"], {key for key in saved if key != "plain"}))
+        assert json.loads(bytes(saved["plain"].tolist()))["session"] is not None
+    assert ends[0][0] == ends[1][0]
+    assert torch.equal(ends[0][1], ends[1][1])
+    assert ends[0][2] == ends[1][2]
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_checkpoint_that_another_callback_writes_at_the_end_of_a_step(first, tmp_path):
+    world = World()
+    merged = world.merged()
+    trainer = world.trainer(merged, GraspCallback(merged, world.micro), tmp_path)
+    other = SaveAtStepEnd()
+    other.trainer, handler = trainer, trainer.callback_handler.callbacks
+    handler.insert(0 if first else len(handler), other)
+    trainer.train()
+    merged.detach()
+    merged = (again := World()).merged()
+    callback = GraspCallback(merged, again.micro)
+    again.trainer(merged, callback, tmp_path).train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert callback.result().rounds == 6
 
 
 # --- optimizers and precision -----------------------------------------------------------------------------------

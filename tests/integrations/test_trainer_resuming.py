@@ -23,11 +23,13 @@ def saved(folder: Path, world: World, make: Any, **changes: Any) -> str:
     return str(folder / "checkpoint-4")
 
 
-def resume(checkpoint: str, world: World, make: Any, **changes: Any) -> tuple[Any, MergedModel]:
+def resume(
+    checkpoint: str | bool, world: World, make: Any, folder: Path | None = None, **changes: Any
+) -> tuple[Any, MergedModel]:
     """Resume in a new process's place: another model object, merge and callback."""
     merged = world.merged()
     callback = make(merged, world)
-    trainer = world.trainer(merged, callback, Path(checkpoint).parent, **SAVED | changes)
+    trainer = world.trainer(merged, callback, folder or Path(checkpoint).parent, **SAVED | changes)
     trainer.train(resume_from_checkpoint=checkpoint)
     return callback, merged
 
@@ -92,6 +94,38 @@ def test_a_checkpoint_without_settings_is_refused(searched):
     assert callback.history == []
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("importance", ["magnitude", "activation"])
+def test_a_search_that_had_ended_keeps_its_answer_and_its_adapters(importance, accumulated, tmp_path):
+    """Although a trainer makes one more update, or begins one, before it stops."""
+    settings = {**controller(rounds=2, interval=1), "prune": {"importance": importance}}
+    changes = {"gradient_accumulation_steps": accumulated, "save_steps": 1}
+    world = World(**settings)
+    first = GraspCallback(merged := world.merged(), world.micro)
+    world.trainer(merged, first, tmp_path, **SAVED | changes).train()
+    answer, bank = first.result(), merged.bank.state()
+    assert answer.stop_reason == "all 2 rounds are done"
+    checkpoint: Any = str(tmp_path / "checkpoint-2")
+    for rounds in (2, 1):
+        settings["controller"]["rounds"] = rounds
+        callback, again = resume(checkpoint, World(**settings), searching, tmp_path, **changes)
+        assert callback.result() == answer
+        assert callback.history == first.history
+        assert all(torch.equal(value, bank[name]) for name, value in again.bank.state().items())
+        checkpoint = True  # the last one, which the training that was resumed has written
+
+
+def test_more_rounds_than_are_done_let_a_search_go_on(tmp_path):
+    world = World(**controller(rounds=2))
+    merged = world.merged()
+    world.trainer(merged, searching(merged, world), tmp_path, **SAVED).train()
+    checkpoint = str(tmp_path / "checkpoint-4")
+    callback, _ = resume(checkpoint, World(**controller(rounds=3)), searching)
+    assert (callback.result().rounds, callback.result().stop_reason) == (3, "all 3 rounds are done")
+    callback, _ = resume(checkpoint, World(**controller(rounds=3)), searching, max_steps=5)
+    assert (callback.result().rounds, callback.result().stop_reason) == (2, None)
+
+
 @pytest.mark.parametrize("held", [False, True])
 def test_the_steps_count_where_a_search_keeps_its_adapter_until_the_answer_is_held(held, tmp_path):
     """At the latest half of the steps end such a search: 6 of 12, or 2 of 5, before the checkpoint at step 4."""
@@ -138,8 +172,28 @@ def test_the_order_of_the_adapters_is_part_of_a_checkpoint(searched):
     """Their weights, and their places in the flat parameter, go by it."""
     world = World()
     world.adapters.reverse()
-    with pytest.raises(RunError, match="was made from"):
+    with pytest.raises(RunError, match="adapter 1 was en with SHA-256 .*, is ar with .*; adapter 2 was ar with"):
         resume(searched, world, searching)
+
+
+def test_defaults_of_the_merge_written_out_are_no_other_settings(searched):
+    callback, _ = resume(searched, World(merge={"weights": [1.0, 1.0], "strength": 1.0}), searching)
+    assert callback.history[-1]["step"] == 12
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weights": [0.5, 1.0]}, r"merge\.weights was \[1\.0, 1\.0\], is \[0\.5, 1\.0\]"),
+        (
+            {"scaling": "ignore", "strength": 0.5},
+            r"merge.scaling was fold, is ignore; merge\.strength was 1\.0, is 0\.5",
+        ),
+    ],
+)
+def test_another_merge_is_refused_with_what_differs_alone(settings, message, searched):
+    with pytest.raises(RunError, match=f"^the checkpoint is of a training with other settings: {message}\\. Resume"):
+        resume(searched, World(merge=settings), searching)
 
 
 def test_a_refused_checkpoint_leaves_nothing_at_work(searched):

@@ -52,8 +52,9 @@ class AdapterBank:
     """Trainable values, mask and stash of several adapters, and the merged factors they give.
 
     `values` is an `nn.Parameter` of shape (n,); `kept` a bool mask of shape (n,); `stash` of shape (n,) holds what
-    pruned entries were when they were pruned, and zero elsewhere. `strength` and `weights` are factors on the
-    configured strength and weights, which a search may move (`stand_at`).
+    pruned entries were when they were pruned, and zero elsewhere. `configured` are the weights of the
+    configuration, one per adapter; `strength` and `weights` are factors on those and on its strength, which a search
+    may move (`stand_at`).
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class AdapterBank:
                 f"merge.weights: needs one number per adapter ({len(adapters)}), got {len(weights)}. Give as many."
             )
         self.merge = merge
+        self.configured = tuple(weights)
         self.names = tuple(adapter.name for adapter in adapters)
         self.signs = tuple(-1.0 if weight < 0 else 1.0 for weight in weights)
         slots: list[Slot] = []

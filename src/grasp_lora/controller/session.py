@@ -99,10 +99,18 @@ class RatioSearch:
         self._recent.clear()
         self.rounds += 1
         self._round(self.rounds, step)
+        return self._answer(self._why() or ("half of the epochs are done" if last else None))
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run has ended with its answer, and still has: `controller.rounds` may be raised on resuming."""
+        return self.stop_reason is not None and self._hold_from is None and self._why() is not None
+
+    def _why(self) -> str | None:
+        """Return why the search ends after the rounds so far, or None."""
         if self._config.rounds is not None and self.rounds >= self._config.rounds:
-            return self._answer(f"all {self.rounds} rounds are done")
-        why = self.controller.should_stop() or (RISING if self._rises else None)
-        return self._answer(why or ("half of the epochs are done" if last else None))
+            return f"all {self.rounds} rounds are done"
+        return self.controller.should_stop() or (RISING if self._rises else None)
 
     def _answer(self, reason: str | None) -> bool:
         """End the search for a reason (None: it goes on); True when the run ends with it."""
@@ -244,6 +252,8 @@ class RatioSearch:
         self._recent = [float(loss) for loss in plain["recent"]]
         if plain["sizes"] is not None:
             self._first_ranking = Ranking(tensors["ranks"].to(self._bank.values.device), tuple(plain["sizes"]))
+        if self._hold_from is None and not self.at_once and self._why() is None:
+            self.stop_reason = None  # `controller.rounds` has been raised
 
 
 def _error(losses: Tensor) -> float | None:

@@ -23,10 +23,11 @@ from ..adapters.inject import Injection
 from ..adapters.peft_load import AdapterFactors
 from ..api import AnyAdapter, read_adapters, setup
 from ..config import Config
-from ..errors import AdapterError, RunError
+from ..errors import AdapterError, ConfigError, RunError
 from ..pipeline.export import Exported, export_adapter, model_card
 from ..training import MaskSelector
 from ..training.setup import Setup
+from .resuming import check_settings
 
 SavedState: TypeAlias = tuple[dict[str, Tensor], dict[str, Any]]
 _BANK, _SESSION, _PLAIN = "bank.", "session.", "plain"
@@ -50,8 +51,13 @@ class MergedModel(nn.Module):
         self.causal_lm = work.base.model
         self.work, self.bank = work, work.bank(adapters)
         self.values = self.bank.values
-        self._made_from = [[adapter.name, adapter.sha256] for adapter in adapters]  # in the order of the weights
+        self._made_from = {  # in the order of the weights
+            f"adapter {index}": f"{adapter.name} with SHA-256 {adapter.sha256[:16]}"
+            for index, adapter in enumerate(adapters, start=1)
+        }
         self.companion: Callable[[], SavedState] | None = None
+        self._training: object | None = None  # what the callback that is at work attends
+        self._attended = False  # whether the callback has come by since the last `zero_grad`
         self._saved: SavedState | None = None
         self._update: list[RemovableHandle] = []
         self._passes = ExitStack()
@@ -87,11 +93,30 @@ class MergedModel(nn.Module):
         }  # fmt: skip
         return self.causal_lm(**{key: value for key, value in named.items() if value is not None}, **inputs)
 
+    def begin_training(self, training: object) -> None:
+        """Forget the callback of an earlier training.
+
+        Raises `ConfigError` where one attends `training` already: each would prune what the other has committed.
+        """
+        again = self._training is training
+        self.release()
+        if again:
+            raise ConfigError(
+                "callbacks: a training takes one callback of grasp_lora, got two, and the first has pruned already. "
+                "Use GraspCallback or HoldRatioCallback, with a model that merge_into has made anew."
+            )
+
+    def attend(self, companion: Callable[[], SavedState], training: object) -> None:
+        """Keep what `companion` returns in checkpoints; called at every event of the callback that it belongs to.
+
+        `training` is an object of this training and of no other, such as the trainer's state.
+        """
+        self.companion, self._training, self._attended = companion, training, True
+
     def begin_update(self, selector: MaskSelector, *, masked: bool) -> None:
         """Let the training passes of one update feed `selector`, and no other, with the input norms that it asks for.
 
-        With `masked`, pruned entries are kept out of the gradient from the backward pass on. `end_update` ends it, and
-        so does `zero_grad`: a training that nobody attends begins clean, even after one that was interrupted.
+        With `masked`, pruned entries are kept out of the gradient from the backward pass on. `end_update` ends it.
         """
         self.end_update()
 
@@ -119,14 +144,24 @@ class MergedModel(nn.Module):
         self._passes.close()
 
     def release(self) -> None:
-        """Forget the callback that was at work: passes, gradients and checkpoints are those of a plain module."""
+        """Forget the callback that was at work: passes, gradients and checkpoints are those of a plain module.
+
+        A loop of one's own that goes on after an interrupted training begins with it.
+        """
         self.end_update()
-        self.companion = None
+        self.companion = self._training = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients, and who attended the update that they belong to."""
+        """Drop the gradients; who has not come by since they were last dropped, through an update, is let go.
+
+        After an interrupt no event says that its training is over. A training that nobody attends drops the gradients
+        of its first update here, before it can write a checkpoint.
+        """
+        unattended = self.values.grad is not None and not self._attended
         super().zero_grad(set_to_none)
-        self.release()
+        self._attended = False
+        if unattended:
+            self.release()
 
     def detach(self) -> PreTrainedModel:
         """Take the adapters off and return the bare base model; this object must not be used afterwards."""
@@ -163,7 +198,11 @@ class MergedModel(nn.Module):
             return getattr(self.causal_lm, name)
 
     def _apply(self, fn: Any, recurse: bool = True) -> MergedModel:
-        """Move mask and stash along with the values."""
+        """Move mask and stash along with the values.
+
+        A trainer moves its model before the first update, and never within one: an update that is open was interrupted.
+        """
+        self.end_update()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         bank = self.bank
         bank.values = self.values
@@ -186,7 +225,7 @@ class MergedModel(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Put the bank back; the callback takes its part when training begins.
 
-        Raises `RunError` for a checkpoint of something else.
+        Raises `RunError` for a checkpoint of something else, with the names of what differs.
         """
         if _PLAIN not in state_dict:
             raise RunError(
@@ -194,11 +233,7 @@ class MergedModel(nn.Module):
                 "written while a model of merge_into was trained."
             )
         plain = json.loads(bytes(state_dict[_PLAIN].cpu().tolist()).decode("utf-8"))
-        if plain["made_from"] != self._origin():
-            raise RunError(
-                f"the checkpoint was made from {plain['made_from']}, but merge_into was called with "
-                f"{self._origin()}. Use the same adapters and merge settings, or start anew."
-            )
+        check_settings(plain["made_from"], self._origin())
         self.bank.load_state(_part(state_dict, _BANK))
         session = plain["session"]
         self._saved = None if session is None else (_part(state_dict, _SESSION), session)
@@ -210,7 +245,9 @@ class MergedModel(nn.Module):
         return saved
 
     def _origin(self) -> dict[str, Any]:
-        return {"adapters": self._made_from, "merge": self.work.config.merge.model_dump(mode="json")}
+        """Return what a checkpoint must be made from to be loaded here, by name, as JSON types."""
+        settings = self.work.config.merge.model_dump(mode="json") | {"weights": list(self.bank.configured)}
+        return self._made_from | {f"merge.{name}": value for name, value in settings.items()}
 
 
 def _part(tensors: Mapping[str, Any], prefix: str) -> dict[str, Tensor]:

@@ -42,8 +42,13 @@ def described(items: Sequence[Encoded] | None) -> str:
     return f"{len(items)} rows with SHA-256 {hashlib.sha256(text.encode('ascii')).hexdigest()[:16]}"
 
 
-def check_settings(was: Mapping[str, Any], now: Mapping[str, Any], step: int, but: Collection[str] = ()) -> None:
-    """Raise `RunError` where settings of the checkpoint at `step` differ from those now, except for those in `but`."""
+def check_settings(
+    was: Mapping[str, Any], now: Mapping[str, Any], step: int | None = None, but: Collection[str] = ()
+) -> None:
+    """Raise `RunError` where settings of a checkpoint differ from those now, except for those in `but`.
+
+    `step` is the checkpoint's, None where it is not known yet.
+    """
     names = [name for name in dict.fromkeys([*now, *was]) if name not in but]
     changed = [
         f"{name} was {was.get(name, _NOT_SET)}, is {now.get(name, _NOT_SET)}"
@@ -51,7 +56,8 @@ def check_settings(was: Mapping[str, Any], now: Mapping[str, Any], step: int, bu
         if was.get(name, _NOT_SET) != now.get(name, _NOT_SET)
     ]
     if changed:
+        where = "" if step is None else f" at step {step}"
         raise RunError(
-            f"the checkpoint at step {step} is of a training with other settings: {'; '.join(changed)}. Resume with "
+            f"the checkpoint{where} is of a training with other settings: {'; '.join(changed)}. Resume with "
             "the settings that it had, or start anew in another output_dir."
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import torch.distributed as dist
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..adapters.point import MergePoint
@@ -21,14 +21,13 @@ from ..pipeline.finalize import as_point
 from ..pipeline.search import search_axes
 from ..probing import Evaluator
 from ..training import Callback, FixedRatio, MaskSelector
+from .checks import check_processes, check_scaler, processes
 from .merged import MergedModel, SavedState
 from .probes import SharedEvaluator, encoded_rows
 from .resuming import check_settings, described, pruned, searched
 
 Rows: TypeAlias = Iterable[Mapping[str, Any]]
 _HALF = "half of the training's steps"  # where a search that keeps its adapter ends at the latest
-# Processes with the same parameters, whole, in each; anything else splits the flat parameter.
-_REPLICATED = {"NO", "MULTI_CPU", "MULTI_GPU"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ class _LoopCallback(TrainerCallback):
         self._loop: Callback | None = None
         self._selector: MaskSelector | None = None
         self._kept: dict[str, Any] = {}
+        self._final: dict[str, Tensor] | None = None  # the bank of a training that had ended before it was resumed
         self._items: tuple[Encoded, ...] | None = None
         if micro_dev is not None:
             self._items = encoded_rows(micro_dev)
@@ -69,6 +69,10 @@ class _LoopCallback(TrainerCallback):
     def _make(self, steps: int) -> Callback:
         """Return the callback for a training of so many optimizer steps."""
 
+    def _ended(self) -> bool:
+        """Return whether a training that is resumed had come to its end."""
+        return False
+
     @abstractmethod
     def _settings(self, steps: int) -> dict[str, Any]:
         """Return what a training must keep when it is resumed, by its name, as JSON types."""
@@ -76,16 +80,19 @@ class _LoopCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Probe or prune right after the merge, or go on from the checkpoint that the trainer has loaded."""
-        self.merged.release()
+        """Probe or prune right after the merge, or go on from the checkpoint that the trainer has loaded.
+
+        Where that training had ended, the trainer still makes one update; `on_optimizer_step` takes it back.
+        """
+        self.merged.begin_training(state)
         saved = self.merged.take_saved()
-        _check_processes(args)
-        _check_scaler(kwargs["optimizer"], self.merged.work.config.prune.importance)
-        self._kept = self._settings(state.max_steps)
+        check_processes(args)
+        check_scaler(kwargs["optimizer"], self.merged.work.config.prune.importance)
+        self._kept, self._final = self._settings(state.max_steps), None
         before = self._saved(saved, state.global_step) if state.global_step else None
         loop = self._loop = self._make(state.max_steps)
         loop.attach(kwargs["optimizer"])
-        self.merged.companion = self.checkpoint
+        self.merged.attend(self.checkpoint, state)
         if before is None:
             self.history.clear()
             loop.start()
@@ -93,6 +100,8 @@ class _LoopCallback(TrainerCallback):
         tensors, plain = before
         loop.load_state(tensors, plain["loop"])
         self.history = list(plain["history"])
+        if self._ended():
+            self._final, control.should_training_stop = self.merged.bank.state(), True
 
     def _saved(self, saved: SavedState | None, step: int) -> SavedState:
         """Return this callback's part of a checkpoint; raises `RunError` for one of another training."""
@@ -114,6 +123,7 @@ class _LoopCallback(TrainerCallback):
     ) -> None:
         """Leave passes, gradients and checkpoints alone again."""
         self.merged.release()
+        self.merged.take_saved()  # of the best checkpoint, which the trainer has loaded for its adapters alone
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -123,23 +133,43 @@ class _LoopCallback(TrainerCallback):
         A trainer clips before `on_pre_optimizer_step`. Gradients of pruned entries are left alone where they are
         wanted: by `sensitivity`, and in `preset: released`.
         """
+        self.merged.attend(self.checkpoint, state)
         config = self.merged.work.config
         masked = config.prune.importance != "sensitivity" and config.controller.preset != "released"
-        if self._selector is not None:
+        if self._selector is not None and self._final is None:
             self.merged.begin_update(self._selector, masked=masked)
+
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stay at work between the passes of an update."""
+        self.merged.attend(self.checkpoint, state)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Keep pruned entries out of the optimizer."""
-        self._running().after_backward()
+        self.merged.attend(self.checkpoint, state)
+        if self._final is None:
+            self._running().after_backward()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Hold pruned entries at zero; every `controller.interval` steps a round; stop when the answer stands.
+
+        Before `on_step_end`, where other callbacks may write a checkpoint of this step.
+        """
+        self.merged.end_update()
+        self.merged.attend(self.checkpoint, state)
+        if self._final is not None:
+            self.merged.bank.load_state(self._final)
+        elif self._running().after_step(state.global_step + 1, None):  # the trainer counts it later
+            control.should_training_stop = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Hold pruned entries at zero; every `controller.interval` steps a round; stop when the answer stands."""
-        self.merged.end_update()
-        self.merged.companion = self.checkpoint  # which `zero_grad` has let go
-        if self._running().after_step(state.global_step, None):
-            control.should_training_stop = True
+        """Stay at work: the gradients have been dropped."""
+        self.merged.attend(self.checkpoint, state)
 
     def checkpoint(self) -> SavedState:
         """Return what a checkpoint of the trainer keeps of this callback."""
@@ -157,12 +187,12 @@ class _LoopCallback(TrainerCallback):
             return None
         work = self.merged.work
         attached = work.attach(self.merged.injection, self.merged.bank)
-        kind = SharedEvaluator if _processes() > 1 else Evaluator
+        kind = SharedEvaluator if processes() > 1 else Evaluator
         return kind(attached, self._items, batch_size=work.config.search.eval_batch_size)
 
     def _select(self, probe: Evaluator | None) -> MaskSelector:
         merged, prune = self.merged, self.merged.work.config.prune
-        if prune.importance != "magnitude" and (probe is None or _processes() > 1):
+        if prune.importance != "magnitude" and (probe is None or processes() > 1):
             lacking = "micro-dev examples" if probe is None else "a single process"
             raise ConfigError(f"prune.importance={prune.importance} needs {lacking} here. Give that, or use magnitude.")
         selector = MaskSelector(merged.bank, merged.injection, prune, probe)
@@ -214,6 +244,9 @@ class GraspCallback(_LoopCallback):
         self._search = search, probe
         return search
 
+    def _ended(self) -> bool:
+        return self._search is not None and self._search[0].ended
+
     def result(self) -> LearnedRatio:
         """Return what has been learned so far; raises `RunError` before the first round."""
         if self._search is None:
@@ -248,35 +281,3 @@ class HoldRatioCallback(_LoopCallback):
         dynamic = self.merged.work.config.finalize.mask == "dynamic"
         self.merged.bank.stand_at(self.point)
         return FixedRatio(self.merged.bank, self._select(self._probe()), self.point, dynamic=dynamic)
-
-
-def _processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _check_processes(args: TrainingArguments) -> None:
-    """Raise `ConfigError` where the flat parameter would be split or copied behind our back."""
-    kind = str(getattr(args.distributed_state, "distributed_type", "NO")).rpartition(".")[2]
-    if kind not in _REPLICATED:
-        raise ConfigError(
-            f"training under {kind} splits the parameters, which a bank of merged adapters does not allow. Use one "
-            "process, or several with plain data parallelism (accelerate launch --multi_gpu)."
-        )
-    if args.n_gpu > 1:
-        raise ConfigError(
-            f"{args.n_gpu} GPUs in one process would each train a copy. Start with accelerate launch, or show one GPU "
-            "with CUDA_VISIBLE_DEVICES."
-        )
-
-
-def _check_scaler(optimizer: Any, importance: str) -> None:
-    """Raise `ConfigError` for `sensitivity` where the loss is scaled, as mixed precision in float16 does.
-
-    Gradients are multiplied by a scale that changes then, and updates whose gradients overflow are skipped; a callback
-    is told neither, and one such gradient would stay in the averages for good.
-    """
-    if importance == "sensitivity" and getattr(optimizer, "scaler", None) is not None:
-        raise ConfigError(
-            "prune.importance=sensitivity needs gradients as they are, but fp16=True scales them and skips updates "
-            "that overflow. Train with bf16=True or in float32, or use another importance."
-        )

@@ -14,8 +14,8 @@ from ..adapters.point import MergePoint
 from ..errors import ConfigError
 from .selector import MaskSelector
 
-# Known states that do not begin at zero: a second copy of the values (schedule-free optimizers), and Rprop's steps.
-_NOT_FROM_ZERO = frozenset({"z", "step_size"})
+# Known states that begin at the values (of schedule-free optimizers and Prodigy) or at a rate (Rprop's steps).
+_NOT_FROM_A_CONSTANT = frozenset({"z", "p0", "step_size"})
 
 
 class Callback(Protocol):
@@ -47,13 +47,16 @@ class Callback(Protocol):
 def commit_mask(bank: AdapterBank, kept: Tensor, optimizer: torch.optim.Optimizer | None) -> CommitReport:
     """Commit `kept` to the bank and clear the optimizer's moments of the entries that are newly pruned.
 
+    Cleared moments are what they were before the first step: zero, or Adagrad's `initial_accumulator_value`.
+
     Raises `ConfigError`, before anything is changed, for an optimizer whose moments cannot be cleared entry by entry.
     """
     moments = [] if optimizer is None else _moments(optimizer, bank.values)
+    fresh = 0.0 if optimizer is None else optimizer.param_groups[0].get("initial_accumulator_value", 0.0)
     gone = bank.kept & ~kept
     report = bank.commit(kept)
     for moment in moments:
-        moment.masked_fill_(gone, 0.0)
+        moment.masked_fill_(gone, fresh)
     return report
 
 
@@ -64,7 +67,7 @@ def _moments(optimizer: torch.optim.Optimizer, values: Tensor) -> list[Tensor]:
         if not isinstance(state, Tensor) or (state.numel() == 1 and state.shape != values.shape):
             continue
         plain = type(state) is Tensor and state.is_floating_point() and state.shape == values.shape
-        if not plain or name in _NOT_FROM_ZERO:
+        if not plain or name in _NOT_FROM_A_CONSTANT:
             kind = type(getattr(optimizer, "optimizer", optimizer)).__name__  # accelerate wraps the trainer's
             raise ConfigError(
                 f"optimizer {kind}: its state '{name}' ({state.dtype}, shape {tuple(state.shape)}) cannot be cleared "
