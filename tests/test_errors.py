@@ -3,7 +3,7 @@ import inspect
 import pytest
 
 from grasp_lora import errors
-from grasp_lora.errors import GraspError, Interrupted, MissingExtraError, nearest
+from grasp_lora.errors import GraspError, Interrupted, MissingExtraError, first_line, nearest
 
 KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, GraspError)]
 
@@ -43,3 +43,11 @@ def test_nearest(word, answer):
 
 def test_nearest_of_nothing():
     assert nearest("a", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [(ValueError("one\ntwo"), "one"), (RuntimeError("  \n three\n"), "three"), (AssertionError(), "AssertionError")],
+)
+def test_an_error_in_a_line(error, line):
+    assert first_line(error) == line

@@ -80,6 +80,11 @@ def exit_codes() -> dict[int, str]:
     return {kind.exit_code: kind.__name__ for kind in GraspError.__subclasses__()}
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or what kind it is where it has none."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the known word closest to `word`, or an empty string when none is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -9,6 +9,8 @@ from importlib.util import find_spec
 
 import torch
 
+from ..errors import first_line
+
 # What Triton raises where it finds no C compiler, no header of Python or no driver, apart from errors of its own.
 _BROKEN = (RuntimeError, subprocess.SubprocessError, ImportError, OSError, AssertionError)
 
@@ -62,16 +64,12 @@ def _trial(device: torch.device) -> str | None:
     try:
         from .triton_trial import TritonError, add_one
     except _BROKEN as broken:
-        return f"Triton cannot be imported here: {_first_line(broken)}"
+        return f"Triton cannot be imported here: {first_line(broken)}"
     try:
         add_one(number := torch.zeros(1, device=device))
         right = number.item() == 1.0  # waits for the kernel
     except torch.OutOfMemoryError:
         raise
     except (*_BROKEN, TritonError) as broken:
-        return f"Triton cannot compile here: {_first_line(broken)}"
+        return f"Triton cannot compile here: {first_line(broken)}"
     return None if right else "Triton's kernels compute wrong numbers here"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__

@@ -273,6 +273,11 @@ class Config(Section):
         return self
 
     @property
+    def controller_seed(self) -> int:
+        """The controller's seed: its own, or else the run's."""
+        return self.seed if self.controller.seed is None else self.controller.seed
+
+    @property
     def final_importance(self) -> Importance:
         """The importance of the final run: the search's, unless `finalize.importance` says otherwise."""
         return self.finalize.importance or self.prune.importance

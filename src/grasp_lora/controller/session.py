@@ -103,8 +103,8 @@ class RatioSearch:
 
     @property
     def ended(self) -> bool:
-        """Whether the run has ended with its answer, and still has: `controller.rounds` may be raised on resuming."""
-        return self.stop_reason is not None and self._hold_from is None and self._why() is not None
+        """Whether the run has ended with its answer; `load_state` forgets it where `controller.rounds` was raised."""
+        return self.stop_reason is not None and self._hold_from is None
 
     def _why(self) -> str | None:
         """Return why the search ends after the rounds so far, or None."""

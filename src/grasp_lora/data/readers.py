@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import DataError, MissingExtraError, nearest
+from ..errors import DataError, MissingExtraError, first_line, nearest
 from .squad import flatten
 
 Row = tuple[str, Mapping[str, Any]]
@@ -185,7 +185,7 @@ def _hub_rows(source: str) -> Iterator[Row]:
     try:
         dataset = datasets.load_dataset(match["name"], match["config"], split=match["split"])
     except failures as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise DataError(
             f"{source}: the dataset cannot be loaded ({reason}). Check name, configuration, split and network."
         ) from None

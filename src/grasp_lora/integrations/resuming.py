@@ -24,9 +24,8 @@ def searched(config: Config, resolved: Settings) -> dict[str, Any]:
     own = config.controller.model_dump(mode="json", exclude={"rounds", "seed"})
     own |= {name: value for name, value in asdict(resolved).items() if name in own}
     own["policy"] = chosen_policy(config.controller)
-    seed = config.seed if config.controller.seed is None else config.controller.seed
-    adapter = config.finalize.adapter
-    return {f"controller.{name}": value for name, value in own.items()} | {"seed": seed, "finalize.adapter": adapter}
+    beside = {"seed": config.controller_seed, "finalize.adapter": config.finalize.adapter}
+    return {f"controller.{name}": value for name, value in own.items()} | beside
 
 
 def pruned(config: Config) -> dict[str, Any]:

@@ -233,10 +233,9 @@ class GraspCallback(_LoopCallback):
     def _make(self, steps: int) -> Callback:
         config, probe = self.merged.work.config, self._probe()
         assert probe is not None  # micro_dev is required
-        seed = config.seed if config.controller.seed is None else config.controller.seed
         bank = self.merged.bank
         axes = search_axes(config, bank.names, bank.modules)
-        controller = Controller(config.controller, seed, steps_total=steps, axes=axes)
+        controller = Controller(config.controller, config.controller_seed, steps_total=steps, axes=axes)
         search = RatioSearch(
             bank, self._select(probe), probe, controller, config.controller, lambda row: self.history.append(row),
             axes=controller.settings.axes, hold_from=steps // 2 if config.finalize.adapter == "reuse" else None,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import StaticCache
 from transformers.cache_utils import StaticLayer
 
+from ..errors import first_line
 from ..probing.attention import unmasked
 from ..probing.loss import gatherable_head, gathered, keeps_logits
 from ..training.recorder import CudaRecorder
@@ -192,7 +193,7 @@ class StaticDecoder:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # what a kernel that may not be captured raises
-            self.note = f"one token's step cannot be captured ({str(error).strip().splitlines()[0]})"
+            self.note = f"one token's step cannot be captured ({first_line(error)})"
             warnings.warn(f"speed.static_cache: {self.note}; it runs as it is, which is slower.", stacklevel=3)
         for tensor, before in zip(moved, saved, strict=True):
             tensor.copy_(before)

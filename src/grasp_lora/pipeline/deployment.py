@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM
 
-from ..errors import AdapterError, ModelError
+from ..errors import AdapterError, ModelError, first_line
 from ..probing.memory import GpuPeak
 from .generation import generating, greedy_settings
 from .models import attach_peft
@@ -130,18 +130,14 @@ def _load(base_path: str, adapter_dir: Path, device: torch.device, dtype: torch.
     try:
         base = AutoModelForCausalLM.from_pretrained(base_path, dtype=dtype, device_map={"": device})
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         raise ModelError(f"cannot load the base model for the deployment figures: {reason}") from None
     try:
         return attach_peft(base, adapter_dir)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise AdapterError(
-            f"PEFT cannot load the adapter in '{adapter_dir.name}': {_first_line(error)}. Export it again."
+            f"PEFT cannot load the adapter in '{adapter_dir.name}': {first_line(error)}. Export it again."
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _now(device: torch.device) -> float:

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from ..config import ModelConfig
-from ..errors import ConfigError, MissingExtraError, ModelError
+from ..errors import ConfigError, MissingExtraError, ModelError, first_line
 from ..rng import forked_global_state
 from ..training.setup import Base
 
@@ -90,8 +90,9 @@ def _from_hub(config: ModelConfig) -> dict[str, Any]:
 
 
 def _unloadable(config: ModelConfig, error: Exception) -> ModelError:
-    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
-    first = " ".join(lines) if isinstance(error, StrictDataclassError) else lines[0]  # whose first line says little
+    first = first_line(error)
+    if isinstance(error, StrictDataclassError):  # whose first line says little
+        first = " ".join(str(error).split())
     return ModelError(
         f"model.name_or_path: cannot load '{config.name_or_path}' ({first}). Give a folder with config.json, weights "
         "and tokenizer, or a hub id that is cached or reachable."
@@ -111,7 +112,7 @@ def _made(config: ModelConfig, too_large: str) -> Iterator[None]:
 
 def _unfit_attention(config: ModelConfig, error: Exception) -> ModelError | None:
     """Return the error of a kernel of attention that cannot be used, if that is what transformers tells of."""
-    chosen, first = config.attn_implementation, next(iter(str(error).strip().splitlines()), "").rstrip(".")
+    chosen, first = config.attn_implementation, first_line(error).rstrip(".")
     told = first.replace(config.name_or_path or "\n", "")  # whatever the model is called
     if chosen is None or not re.search(f"{_ABOUT_ATTENTION}|{re.escape(chosen)}", told, re.IGNORECASE):
         return None

@@ -11,8 +11,7 @@ from ..baselines import SEQUENTIAL
 from ..config import Config, Importance, TrainingConfig
 from ..controller import Controller
 from ..data import Encoded, epoch_order
-from ..training.passes import pass_tokens
-from ..training.way import way_of
+from ..training.way import planned_way
 from .checks import Checked, preflight
 from .costs import Load, Prediction, answering_loads, forward_load, training_load
 from .footprint import Judged, Trained, answering_bytes, judging_pass, largest, peak_bytes, training_pass
@@ -142,9 +141,8 @@ def _padded(world: _World, training: TrainingConfig, items: Sequence[Encoded], *
     config = world.config
     if config.model.gradient_checkpointing or config.model.attn_implementation not in (None, "sdpa"):
         return True  # which the model without weights does not show
-    tokens = pass_tokens(config.speed, training, items, on_gpu=on_gpu)
-    return way_of(
-        world.checked.model, _modules(world), items, tokens, speed=config.speed, training=training, on_gpu=on_gpu
+    return planned_way(
+        world.checked.model, _modules(world), items, speed=config.speed, training=training, on_gpu=on_gpu
     ).padded
 
 

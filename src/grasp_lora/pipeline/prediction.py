@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ..config import Config
-from ..errors import AdapterError, ConfigError, ModelError, TrainingError
+from ..errors import AdapterError, ConfigError, ModelError, TrainingError, first_line
 from .bench.calibrate import Typical, calibrate
 from .bench.recorded import recorded_costs
 from .costs import CostModel, Prediction
@@ -40,7 +40,7 @@ def _why(error: Exception) -> str:
     """Return what went wrong in a line; a training's advice is for a run, which has checkpoints to go on from."""
     if isinstance(error, TrainingError) and isinstance(error.__context__, torch.OutOfMemoryError):
         error = error.__context__
-    first = str(error).strip().splitlines()[0]
+    first = first_line(error)
     return first.partition(". ")[0] if isinstance(error, TrainingError) else first
 
 

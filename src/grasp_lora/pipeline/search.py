@@ -66,12 +66,12 @@ def search(setup: Setup, adapters: Sequence[AdapterFactors], io: StageIO) -> Sea
         items = setup.items("train")
         updates = -(-len(items) // (config.search.batch_size * config.search.accumulation))
         total = config.search.epochs * updates
-        seed = config.seed if config.controller.seed is None else config.controller.seed
         axes = search_axes(config, bank.names, bank.modules)
         at_once = 0 if total else rounds_at_once(config)
         controller = Controller(
-            config.controller, seed, steps_total=total or at_once * config.controller.interval, axes=axes
-        )
+            config.controller, config.controller_seed, axes=axes,
+            steps_total=total or at_once * config.controller.interval,
+        )  # fmt: skip
         session = RatioSearch(
             bank, selector, probe, controller, config.controller, io.record_round,
             axes=controller.settings.axes, hold_from=total // 2 if keep else None,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.inject import Injection
+from ..errors import first_line
 from .layers import Overrides, decoder_layers
 
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -74,7 +75,7 @@ class CompiledLayers:
         return self._training and hidden.requires_grad if torch.is_grad_enabled() else self._injection.grouped
 
     def _say(self, error: Exception) -> None:
-        self.gave_up = str(error).strip().splitlines()[0]
+        self.gave_up = first_line(error)
         warnings.warn(f"layers are not compiled: {self.gave_up}. They run as they are, which is slower.", stacklevel=3)
 
 

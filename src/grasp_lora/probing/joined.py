@@ -114,24 +114,17 @@ def joins(model: nn.Module, longest: int) -> bool:
         return False
     if model not in _KNOWN:
         try:
-            _KNOWN[model] = _tried_out(model)
+            _KNOWN[model] = _left_alone(model)
         except torch.OutOfMemoryError:  # says nothing about the model: the next question is another trial
             return False
+        except (AttributeError, LookupError, ValueError, TypeError, RuntimeError):  # its layers take other things
+            _KNOWN[model] = False
     return _KNOWN[model]
-
-
-def _tried_out(model: nn.Module) -> bool:
-    """Return whether a sequence is left alone by another one before or behind it."""
-    try:
-        return _left_alone(model)
-    except torch.OutOfMemoryError:
-        raise
-    except (AttributeError, LookupError, ValueError, TypeError, RuntimeError):  # its layers take other things
-        return False
 
 
 @torch.no_grad()
 def _left_alone(model: nn.Module) -> bool:
+    """Return whether a sequence is left alone by another one before or behind it."""
     whole: Any = model
     embedding: Tensor = whole.get_input_embeddings().weight
     device, size = embedding.device, len(embedding)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..adapters.bank import AdapterBank
 from ..data import Batch, Encoded, collate, moved
+from ..errors import first_line
 from ..probing.memory import parameters_and_layers, tokens_of_work
 from .passes import answer_weights, padded_width
 
@@ -173,7 +174,7 @@ class GraphedPasses:
             self._bank.scales()  # made anew by other means than can be recorded
             known.replay, known.loss = self._recorder(lambda: self._body(known.batch, known.weights))
         except RuntimeError as error:  # whatever the model does that cannot be recorded, memory included
-            return str(error).strip().splitlines()[0]
+            return first_line(error)
         return None
 
     def _again(self, known: _Shape) -> Tensor:

@@ -91,9 +91,8 @@ def largest_pass(
     if budget is not None:
         shortest = sorted(len(item.input_ids) for item in items)[:count]
         count = min(count, max(1, sum(tokens <= budget for tokens in accumulate(shortest))))
-    return most_tokens(training, items, budget), count * max(
-        (len(item.input_ids) - item.prompt_length for item in items), default=0
-    )
+    answer = max(len(item.input_ids) - item.prompt_length for item in items)
+    return most_tokens(training, items, budget), count * answer
 
 
 def most_places(training: TrainingConfig, lengths: Sequence[int], budget: int) -> int:

@@ -193,10 +193,8 @@ class TrainingPass:
             tokens, reason = self._lowered(fitting), "GPU memory has no room"
             warn_of_memory(int(typical))
         self.tokens, self.not_recorded = tokens, reason
-        if (
-            self._open and (tokens or 0) > fitting
-        ):  # what `batch_size` examples take, padded, is all that is sure to fit
-            self._places = 1
+        if self._open and tokens is not None and tokens > fitting:
+            self._places = 1  # sure to fit is what `batch_size` examples take, padded
         if reason is not None:
             self.graphs = None
         else:

@@ -13,7 +13,7 @@ from ..data import Encoded
 from ..probing.attention import maskless_width
 from ..probing.loss import gatherable_head
 from .graphs import checkpoints, launch_bound_tokens
-from .passes import typical_tokens
+from .passes import pass_tokens, typical_tokens
 
 COMPUTES = "its passes compute for longer than they take to launch"
 _OTHER_HEADS = ("classifier_", "summary_")  # dropouts of heads that a language model does not have
@@ -51,6 +51,15 @@ def way_of(
     if reason is None and typical_tokens(training, items, tokens) > launch_bound_tokens(model):
         reason = COMPUTES
     return Way(draws, joins, reason)
+
+
+def planned_way(
+    model: nn.Module, modules: Collection[str], items: Sequence[Encoded], *,
+    speed: SpeedConfig, training: TrainingConfig, on_gpu: bool,
+) -> Way:  # fmt: skip
+    """Return how passes run as far as settings say, before a GPU's memory is known: `way_of` for `pass_tokens`."""
+    tokens = pass_tokens(speed, training, items, on_gpu=on_gpu)
+    return way_of(model, modules, items, tokens, speed=speed, training=training, on_gpu=on_gpu)
 
 
 def _could_join(speed: SpeedConfig, training: TrainingConfig, model: nn.Module, longest: int) -> bool:

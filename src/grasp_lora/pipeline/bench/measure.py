@@ -11,10 +11,10 @@ import torch
 
 from ...config import Config, TrainingConfig, to_dict
 from ...data import Encoded
+from ...errors import first_line
 from ...probing.memory import parameters_and_layers
 from ...training import Outcome
-from ...training.passes import pass_tokens
-from ...training.way import way_of
+from ...training.way import planned_way
 from ..deployment import PeakMemory
 from ..footprint import Judged, Trained, judging_pass, largest, peak_bytes, training_pass
 from ..search import SearchResult
@@ -137,8 +137,7 @@ def _trained(subject: Subject, training: TrainingConfig) -> Trained:
     """Return a stage's training, whose adapters are on attention alone."""
     setup = subject.setup
     speed, items, on_gpu = setup.config.speed, setup.items("train"), setup.base.device.type == "cuda"
-    tokens = pass_tokens(speed, training, items, on_gpu=on_gpu)
-    way = way_of(setup.base.model, (), items, tokens, speed=speed, training=training, on_gpu=on_gpu)
+    way = planned_way(setup.base.model, (), items, speed=speed, training=training, on_gpu=on_gpu)
     return Trained(training, items, way.padded)
 
 
@@ -229,7 +228,7 @@ def _generation(subject: Subject, bench: Bench, repeats: int) -> dict[str, Any]:
     try:
         return _generated(subject, bench, repeats)
     except torch.OutOfMemoryError as error:
-        return {"out_of_memory": str(error).strip().splitlines()[0]}
+        return {"out_of_memory": first_line(error)}
 
 
 def _generated(subject: Subject, bench: Bench, repeats: int) -> dict[str, Any]:

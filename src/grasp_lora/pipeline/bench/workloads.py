@@ -112,7 +112,7 @@ class Workload:
         return random_weights(build(**self.shape, max_position_embeddings=_POSITIONS), config.model, self.name)
 
     def check_targets(self, lora: LoraConfig) -> None:
-        """Raise `AdapterError` for adapters that the shape has no modules for; makes no weights."""
+        """Raise `ConfigError` for adapters that the shape has no modules for; makes no weights."""
         settings: Any = LlamaConfig
         with torch.device("meta"):
             build: Any = AutoModelForCausalLM.from_config
